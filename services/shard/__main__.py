@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from infermesh import config, lifecycle
+from services.shard import host
 from services.shard.service import ShardService
 
 
@@ -15,6 +16,7 @@ def main() -> int:
     except config.ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    host.keep_freed_memory()
     return lifecycle.run(
         lambda: ShardService(settings.shard), settings.telemetry, settings.shard.drain_grace_s
     )

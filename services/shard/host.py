@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -36,6 +37,21 @@ def available_memory_bytes() -> int:
     if limit.isdigit() and used.isdigit():
         available = min(available, max(0, int(limit) - int(used)))
     return available
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed instead of returning it to the system.
+
+    Else each large temporary of a step is mapped and faulted in anew, which costs several times
+    its arithmetic. To be called before threads have arenas of their own, whose chunks are limited;
+    does nothing on another C library.
+    """
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_arena_max, 1)
 
 
 def _read(path: Path) -> str:

@@ -17,6 +17,7 @@ from infermesh.errors import NumericalError
 from services.shard import logit_edits
 from services.shard.domain import Logprobs
 from services.shard.engine import Draw
+from services.shard.inverse_cdf import block_sums, draw
 from services.shard.noise import Purpose, uniforms
 from services.shard.slots import ActiveRow
 from services.shard.truncation import cutoffs
@@ -79,14 +80,13 @@ def _draw(logits: torch.Tensor, rows: Sequence[ActiveRow]) -> torch.Tensor:
     columns = np.stack((noise, [s.temperature for s in sampling]), axis=1)
     noise_column, temperature = torch.from_numpy(columns).to(logits.device).T[:, :, None]
     # Relative to the maximum first: a temperature near zero must not overflow.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.float().clamp_min(1e-6)
+    scaled = logits - logits.amax(dim=-1, keepdim=True)
+    scaled.div_(temperature.float().clamp_min(1e-6))
     weights = scaled.exp()
     if any(s.truncates for s in sampling):
-        weights = weights * (scaled >= cutoffs(scaled, sampling))
-    sums = weights.cumsum(dim=-1, dtype=torch.float64)
-    token = torch.searchsorted(sums, noise_column * sums[:, -1:], right=True)
-    # Only NaN weights can point past the end; such a row has failed already.
-    return token[:, 0].clamp_max(logits.shape[1] - 1)
+        totals = block_sums(weights).sum(dim=-1, keepdim=True)
+        weights.masked_fill_(scaled < cutoffs(scaled, totals, sampling), 0.0)
+    return draw(weights, noise_column)
 
 
 def _logprobs(

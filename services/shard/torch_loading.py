@@ -36,7 +36,6 @@ class TorchLoader:
     def __init__(self, device: str, num_threads: int) -> None:
         """Raises InvalidRequest for a device that is not here."""
         torch.set_num_threads(num_threads or physical_cores())
-        torch.set_grad_enabled(False)
         self.device = choose_device(device)
 
     def choose_dtype(
@@ -84,12 +83,13 @@ class TorchLoader:
             path = files.directory / "config.json"
             raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
         tied = _tied(model)
-        if checkpoint is None:
-            std = float(getattr(config, "initializer_range", 0.02))
-            dummy_weights(model, tied, std, dtype, self.device, on_bytes)
-        else:
-            load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
-        _fill_buffers(model, self.device)
+        with torch.no_grad():
+            if checkpoint is None:
+                std = float(getattr(config, "initializer_range", 0.02))
+                dummy_weights(model, tied, std, dtype, self.device, on_bytes)
+            else:
+                load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
+            _fill_buffers(model, self.device)
         model.eval()
         return model  # type: ignore[no-any-return]
 
