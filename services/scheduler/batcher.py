@@ -12,7 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infermesh.errors import Cancelled, DeadlineExceeded, MeshError, OutOfMemory, Poisoned
+from infermesh.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    MeshError,
+    OutOfMemory,
+    Poisoned,
+    ProtocolViolation,
+)
 from infermesh.v1 import shard_service_pb2
 from services.scheduler import results
 from services.scheduler.ids import StepId
@@ -123,7 +130,7 @@ class Batcher:
             ProtocolViolation: it is not that step's result; nothing was changed.
         """
         if not self.in_flight:
-            raise results.ProtocolViolation(f"result of step {result.step_id}; none is in flight")
+            raise ProtocolViolation(f"result of step {result.step_id}; none is in flight")
         step = self.in_flight[0]
         results.verify(step, result)
         self.in_flight.popleft()

@@ -175,7 +175,8 @@ class Ledger:
         """Raises AssertionError where something is still held though nobody is there; O(1)."""
         assert self.pool.num_used == 0, f"{self.pool.num_used} blocks leaked"
         assert self.num_free_slots == self.capacity.max_num_seqs, "a slot leaked"
-        assert not (self.running or self.cache.filling or self._unconfirmed), "work is left over"
+        left = len(self.running) + len(self.cache.filling) + len(self._unconfirmed)
+        assert left == 0, "work is left over"
 
     def check_integrity(self) -> None:
         """Raises AssertionError where something is held that nobody holds, or the reverse."""

@@ -19,6 +19,8 @@ from typing import Protocol
 from infermesh.errors import MeshError
 from services.scheduler.ids import BlockHash, BlockId, SlotId, StepId
 
+_NO_STEP = StepId(0)
+
 
 class FinishReason(enum.IntEnum):
     """Why a choice ended; the numbers are the wire's."""
@@ -132,7 +134,7 @@ class Placement:
     # Rows in flight that will each yield a token.
     num_sampling: int = 0
     has_sampled: bool = False
-    last_step: StepId = StepId(0)
+    last_step: StepId = _NO_STEP
     # Its results are void: a block that it read was never filled.
     is_void: bool = False
     # Leading blocks whose hash was offered to the prefix cache.

@@ -103,7 +103,7 @@ class Stats:
         if not traceparent:
             return
         line = sequence.timeline
-        facts = {
+        facts: dict[str, str | int | float | bool] = {
             "infermesh.request_id": sequence.request.request_id,
             "infermesh.choice": sequence.choice,
             "gen_ai.usage.input_tokens": sequence.prompt_len,
