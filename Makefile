@@ -1,0 +1,64 @@
+# `make help` lists the targets; CI and contributors call the same ones.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11,$(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(v))) python3)
+ACCEL ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
+PROTOS := $(wildcard protos/infermesh/v1/*.proto)
+
+.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready-$(ACCEL): $(INPUTS)
+	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL)
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
+	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL) --dev
+	@touch $@
+
+setup: $(VENV)/.ready-$(ACCEL) ## make .venv with pinned dependencies (ACCEL=cpu or cuda)
+
+run: setup ## start the mesh with the demo model, ask it a question, serve until Ctrl-C
+	@exec $(BIN)/infermesh up --ask "What is the capital of France?"
+
+test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(VENV)/.ready-dev check-protos type ## formatting, lint, types, imports, protos
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf format --diff --exit-code protos
+
+type: $(VENV)/.ready-dev ## mypy in strict mode
+	@$(BIN)/mypy -p infermesh -p gateway -p services
+
+GENERATE = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+
+protos: $(VENV)/.ready-dev ## regenerate infermesh/v1 from protos/
+	@$(call GENERATE,.)
+
+check-protos: $(VENV)/.ready-dev ## fail where infermesh/v1 is not what protos/ generate
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call GENERATE,$$out) \
+	  && diff -r -x __init__.py -x __pycache__ "$$out/infermesh/v1" infermesh/v1 \
+	  && echo "generated code is current"
+
+verify: $(VENV)/.ready-dev ## what takes longer than make test allows
+	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(VENV)/.ready-dev ## the figures of the README; JSON goes to benchmarks/results
+	@$(BIN)/python -m benchmarks.readme
+
+bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, protobuf, numpy, torch, transformers)
+	@$(or $(GPU_PYTHON),python3) benchmarks/gpu_engine.py --device cuda --out $(or $(OUT),benchmarks/results/gpu_engine.json)
+
+demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accuracy
+	@$(BIN)/python -m demo.train
+
+clean: ## remove what the targets made
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,172 @@
+"""`infermesh up`: the whole mesh on this machine, from one command to the first answer."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from infermesh.cli.display import LoadingDisplay, show_endpoints
+from infermesh.cli.sse import stream_chat
+from infermesh.config import ConfigError, Settings, load
+from infermesh.errors import MeshError, as_mesh_error
+from infermesh.mesh.plan import ROOT, find_model, plan_mesh
+from infermesh.mesh.supervisor import API_KEY, Endpoints, Supervisor
+
+EXAMPLE = "What is the capital of France?"
+MIN_FREE_BYTES = 64 << 20
+KEPT_LOGS = 5
+
+
+def up(
+    model: Annotated[str, typer.Option(help="Directory or ORG/NAME; default: demo.")] = "",
+    served_name: Annotated[str, typer.Option(help="The name clients ask for.")] = "",
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of the model.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    load_format: Annotated[
+        str | None, typer.Option(help="safetensors, or dummy for random weights.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch or simulated.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    host: Annotated[str, typer.Option(help="Loopback only, until auth lands.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
+    config: Annotated[str | None, typer.Option(help="Instead of ./infermesh.toml.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting: --set scheduler.max_num_seqs=8; repeatable."),
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write addresses and pids here once it can answer.")
+    ] = None,
+    ask: Annotated[str | None, typer.Option(help="Ask this once it serves.")] = None,
+) -> None:
+    """Run gateway, scheduler and shard as supervised processes, and serve until Ctrl-C."""
+    if not (ROOT / "services" / "shard").is_dir():
+        raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
+    resolved, default_name = find_model(model)
+    flags: dict[str, object] = {
+        "scheduler.model": resolved,
+        "scheduler.model_id": served_name or default_name or None,
+        "scheduler.dtype": dtype,
+        "scheduler.load_format": load_format,
+        "scheduler.max_model_len": max_model_len,
+        "shard.device": device,
+        "shard.engine": engine,
+        "gateway.http_address": None if port is None else f"{host}:{port}",
+        "gateway.admin_address": None if admin_port is None else f"{host}:{admin_port}",
+        "gateway.grpc_address": None if grpc_port is None else f"{host}:{grpc_port}",
+    }
+    argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
+    argv += [f"--{item}" for item in settings or []]
+    effective = load([*(["--config", config] if config else []), *argv])
+    with _folders() as (run_dir, log_dir):
+        plan = plan_mesh(effective, replicas, run_dir, log_dir)
+        _refuse_busy_ports(effective)
+        supervisor = Supervisor(plan, ready_file, effective.gateway.drain_grace_s)
+        raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))
+
+
+async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
+    console = Console()
+    stop = _StopRequests(supervisor)
+    began = time.monotonic()
+    try:
+        with LoadingDisplay(console) as display:
+            async with supervisor.running(display.update) as endpoints:
+                display.close()
+                stop.drains = True
+                await _serve_until(stop.requested, console, endpoints, ask, began)
+                console.print("\n[dim]draining; Ctrl-C again stops at once[/]")
+    except asyncio.CancelledError:
+        if not stop.requested.is_set():
+            raise
+    except (MeshError, ExceptionGroup) as error:
+        sentence = as_mesh_error(error).message
+        console.print(f"[red]error:[/] {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"[dim]logs: {log_dir}[/]", highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+class _StopRequests:
+    """Ctrl-C, SIGTERM and SIGHUP: the first drains (or ends the loading), the second kills."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.requested = asyncio.Event()
+        self.drains = False
+        self._supervisor = supervisor
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        again = self.requested.is_set()
+        self.requested.set()
+        if again:
+            self._supervisor.kill()
+        elif not self.drains and self._task is not None:
+            self._task.cancel()
+
+
+async def _serve_until(
+    stopping: asyncio.Event, console: Console, endpoints: Endpoints, ask: str | None, began: float
+) -> None:
+    if ask is not None:
+        console.print(f"[bold]> {ask}[/]", highlight=False)
+        await asyncio.to_thread(_ask, console, endpoints, ask)
+    show_endpoints(console, endpoints, ask or EXAMPLE)
+    console.print(f"[dim]up in {time.monotonic() - began:.1f} s[/]")
+    await stopping.wait()
+
+
+def _ask(console: Console, endpoints: Endpoints, question: str) -> None:
+    message = {"role": "user", "content": question}
+    pieces = stream_chat(endpoints.url, endpoints.models[0], [message], API_KEY, temperature=0)
+    for piece in pieces:
+        console.out(piece, end="", highlight=False)
+    console.print()
+
+
+def _refuse_busy_ports(settings: Settings) -> None:
+    gateway = settings.gateway
+    for address in (gateway.http_address, gateway.admin_address, gateway.grpc_address):
+        host, _, port = address.rpartition(":")
+        if address.startswith("unix:") or port == "0":
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError:
+                raise ConfigError(
+                    f"port {port} on {host} is in use; choose others with --port, --admin-port "
+                    "and --grpc-port (0 takes any free one)"
+                ) from None
+
+
+@contextlib.contextmanager
+def _folders() -> Iterator[tuple[Path, Path]]:
+    """A private folder for sockets, removed at the end, and one for logs, of which few are kept."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "infermesh"
+    log_dir = state / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    log_dir.mkdir(parents=True)
+    if shutil.disk_usage(log_dir).free < MIN_FREE_BYTES:
+        raise ConfigError(f"the disk with {state} is full: less than 64 MiB are free")
+    for old in sorted(log_dir.parent.iterdir())[:-KEPT_LOGS]:
+        shutil.rmtree(old, ignore_errors=True)
+    # short, because a unix socket's path has 107 bytes at most
+    with tempfile.TemporaryDirectory(prefix="infermesh-") as run_dir:
+        yield Path(run_dir), log_dir

@@ -1,0 +1,131 @@
+"""Every setting of every service: names, defaults, documentation. Reading them is `config_load`.
+
+Plain dataclasses, because a bare compute host has no validation library. One section per service;
+each entry point reads the whole once and passes its section down.
+"""
+
+from dataclasses import dataclass, field
+
+from infermesh.config_fields import ConfigError, setting
+
+__all__ = [
+    "ConfigError",
+    "GatewayConfig",
+    "SchedulerConfig",
+    "Settings",
+    "ShardConfig",
+    "TelemetryConfig",
+    "load",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """[gateway]: the public edge."""
+
+    http_address: str = setting("127.0.0.1:8000", "HTTP, OpenAI's API")
+    admin_address: str = setting("127.0.0.1:8001", "metrics and debugging; keep it private")
+    grpc_address: str = setting("127.0.0.1:8002", "InferenceService")
+    replicas: tuple[str, ...] = setting((), "scheduler addresses, one per replica")
+    max_request_bytes: int = setting(8 << 20, "largest request body", low=1024)
+    max_inflight_requests: int = setting(1024, "more are refused with 429", low=1)
+    reuse_policy: str = setting(
+        "greedy",
+        "which identical requests share one generation: at temperature 0, also with temperature "
+        "unset, all, or never",
+        choices=("greedy", "unset", "all", "never"),
+    )
+    default_max_tokens: int = setting(0, "chat output where the client sets none; 0: the context")
+    keepalive_s: float = setting(10.0, "silence after which a stream gets a comment", low=0.01)
+    request_timeout_s: float = setting(600.0, "longest request", low=0.1)
+    slow_consumer_buffer_tokens: int = setting(4096, "unread tokens per request", low=1)
+    model_aliases: tuple[str, ...] = setting((), "alias=model pairs")
+    cors_allow_origins: tuple[str, ...] = setting((), "origins of web apps; '*' for any")
+    drain_grace_s: float = setting(30.0, "time to finish streams on SIGTERM", low=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """[scheduler]: one replica of one model."""
+
+    address: str = setting("127.0.0.1:8010", "SchedulerService")
+    shard: str = setting("127.0.0.1:8020", "the shard's address")
+    replica_id: str = setting("replica-0", "name in logs and metrics")
+    model: str = setting("", "a directory or ORG/NAME[@revision]")
+    model_id: str = setting("", "the name clients ask for; empty: from `model`")
+    dtype: str = setting(
+        "auto", "weights' type on the device", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    load_format: str = setting(
+        "safetensors", "dummy makes random weights", choices=("safetensors", "dummy")
+    )
+    max_model_len: int = setting(0, "tokens per sequence; 0: the model's", low=0)
+    max_num_seqs: int = setting(64, "sequences running at once", low=1, high=4096)
+    max_batch_tokens: int = setting(512, "query tokens per step", low=1)
+    block_size: int = setting(16, "tokens per KV block", low=1, high=256)
+    num_blocks: int = setting(0, "KV blocks; 0: from kv_cache_bytes", low=0)
+    kv_cache_bytes: int = setting(0, "KV memory; 0: from the device's free memory", low=0)
+    window: int = setting(2, "steps in flight", low=1, high=16)
+    max_queue_tokens: int = setting(262_144, "waiting prompt tokens; more are refused", low=1)
+    enable_prefix_caching: bool = setting(True, "reuse KV blocks of equal prefixes")
+    max_wait_ms: float = setting(
+        0.0, "an idle replica waits this long to fill a first step", low=0.0
+    )
+    max_crashes_per_request: int = setting(2, "then it fails as poisoned", low=1)
+    drain_grace_s: float = setting(30.0, "time to finish requests on SIGTERM", low=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardConfig:
+    """[shard]: one device."""
+
+    address: str = setting("127.0.0.1:8020", "ShardService")
+    engine: str = setting(
+        "torch", "simulated answers from a profile of step times", choices=("torch", "simulated")
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    num_threads: int = setting(0, "torch threads; 0: the cores this process may use", low=0)
+    simulated_profile: str = setting("", "JSON file of step times; empty: the built-in one")
+    simulated_seed: int = setting(0, "of the simulated engine's tokens")
+    drain_grace_s: float = setting(10.0, "time to finish steps on SIGTERM", low=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryConfig:
+    """[telemetry]: of every service."""
+
+    service_name: str = setting("", "name in traces and logs; empty: the service's own")
+    metrics_address: str = setting("127.0.0.1:0", "Prometheus endpoint; empty: none")
+    log_level: str = setting(
+        "info", "least severity written", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = setting("json", "json lines or text", choices=("json", "text"))
+    otlp_endpoint: str = setting("", "OTLP gRPC collector, http://host:4317; empty: none")
+    trace_file: str = setting("", "append finished spans here as JSON lines; empty: none")
+    announce_file: str = setting("", "write addresses and pid here once serving; empty: none")
+    supervisor_pid: int = setting(0, "stop when this process is gone; 0: never", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole of infermesh.toml, and where each value came from."""
+
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    # "gateway.http_address" -> "default", "infermesh.toml", "env INFERMESH_…" or "flag --…"
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def load(argv: list[str] | None = None, environ: dict[str, str] | None = None) -> Settings:
+    """The effective settings: file, then environment, then flags; later ones win.
+
+    Flags are `--config FILE` and `--section.name=value` (or `--section.name value`).
+
+    Raises:
+        ConfigError: names the key, the value, where it came from and what is allowed.
+    """
+    from infermesh import config_load  # it builds on the sections above
+
+    return config_load.load(argv, environ)

@@ -1,0 +1,1 @@
+"""A whole mesh on this machine: which processes, in which order, supervised."""

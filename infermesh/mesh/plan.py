@@ -1,0 +1,125 @@
+"""Which processes make a mesh on this machine, with which settings. Pure: starts nothing."""
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from infermesh.config import ConfigError, GatewayConfig, SchedulerConfig, Settings, ShardConfig
+from infermesh.config_fields import sections
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_MODEL = ROOT / "demo" / "model"
+DEMO_MODEL_ID = "infermesh-demo"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process: `python -m module arguments`."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    announce_file: Path
+    log_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """All processes, in the order in which they stop last to first."""
+
+    shards: tuple[ProcessSpec, ...]
+    schedulers: tuple[ProcessSpec, ...]
+    gateway: ProcessSpec
+    scheduler_addresses: tuple[str, ...]
+
+    @property
+    def processes(self) -> tuple[ProcessSpec, ...]:
+        return (*self.shards, *self.schedulers, self.gateway)
+
+
+def find_model(model: str) -> tuple[str, str]:
+    """`--model` as (absolute path or hub name, served id); empty means the demo model.
+
+    Raises:
+        ConfigError: neither a directory with a config.json nor ORG/NAME.
+    """
+    if not model:
+        return str(DEMO_MODEL), DEMO_MODEL_ID
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{model} is no model directory: it has no config.json")
+        return str(path.resolve()), ""
+    if _HUB_NAME.fullmatch(model) and not model.startswith("."):
+        return model, ""
+    raise ConfigError(f"there is no model at {model}: give a directory or ORG/NAME")
+
+
+def plan_mesh(settings: Settings, replicas: int, run_dir: Path, log_dir: Path) -> MeshPlan:
+    """The processes of one gateway over `replicas` schedulers with one shard each."""
+    threads = settings.shard.num_threads or max(1, len(os.sched_getaffinity(0)) // replicas)
+    shards, schedulers, addresses = [], [], []
+    for index in range(replicas):
+        shard_address = f"unix:{run_dir}/shard-{index}.sock"
+        scheduler_address = f"unix:{run_dir}/scheduler-{index}.sock"
+        shard = dataclasses.replace(settings.shard, address=shard_address, num_threads=threads)
+        scheduler = dataclasses.replace(
+            settings.scheduler,
+            address=scheduler_address,
+            shard=shard_address,
+            replica_id=f"replica-{index}",
+        )
+        one = dataclasses.replace(settings, shard=shard, scheduler=scheduler)
+        shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
+        schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
+        addresses.append(scheduler_address)
+    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
+    # the gateway's admin port serves its metrics
+    telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
+    edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
+    return MeshPlan(
+        shards=tuple(shards),
+        schedulers=tuple(schedulers),
+        gateway=_spec("gateway", "gateway", edge, run_dir, log_dir),
+        scheduler_addresses=tuple(addresses),
+    )
+
+
+_SECTION_OF: dict[str, type] = {
+    "gateway": GatewayConfig,
+    "services.scheduler": SchedulerConfig,
+    "services.shard": ShardConfig,
+}
+
+
+def _spec(name: str, module: str, settings: Settings, run_dir: Path, log_dir: Path) -> ProcessSpec:
+    announce_file = run_dir / f"{name}.json"
+    telemetry = dataclasses.replace(
+        settings.telemetry,
+        service_name=name,
+        announce_file=str(announce_file),
+        supervisor_pid=os.getpid(),
+    )
+    whole = dataclasses.replace(settings, telemetry=telemetry)
+    wanted = (_SECTION_OF[module], type(telemetry))
+    arguments = [
+        argument
+        for section, cls in sections(Settings).items()
+        if cls in wanted
+        for argument in _flags(section, getattr(whole, section))
+    ]
+    return ProcessSpec(name, module, tuple(arguments), announce_file, log_dir / f"{name}.log")
+
+
+def _flags(section: str, config: object) -> list[str]:
+    """Flags for what differs from the defaults."""
+    flags = []
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]  # a section is a dataclass
+        value = getattr(config, item.name)
+        if value != item.default:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            flags.append(f"--{section}.{item.name}={text}")
+    return flags

@@ -1,0 +1,62 @@
+"""When the mesh can answer: every replica serves its model, and the gateway lists it."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import httpx
+
+from infermesh import rpc
+from infermesh.errors import MeshError, from_detail, from_rpc_error
+from infermesh.v1 import scheduler_service_pb2 as pb
+from infermesh.v1 import scheduler_service_pb2_grpc as pb_grpc
+
+RETRY_S = 0.05
+# (replica, fraction done, what is being done)
+Progress = Callable[[str, float, str], None]
+
+
+async def wait_replica(address: str, on_progress: Progress) -> None:
+    """Returns once the replica serves.
+
+    Raises:
+        MeshError: its model can't be served; the message says why.
+    """
+    async with rpc.channel(address) as channel:
+        stub = pb_grpc.SchedulerServiceStub(channel)
+        while True:
+            try:
+                if await _watch(stub, on_progress):
+                    return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise from_rpc_error(error) from None
+            await asyncio.sleep(RETRY_S)  # its socket is not there yet
+
+
+async def _watch(stub: pb_grpc.SchedulerServiceStub, on_progress: Progress) -> bool:
+    async for seen in stub.WatchReplica(pb.WatchReplicaRequest()):
+        if seen.state == pb.REPLICA_STATE_FAILED:
+            raise from_detail(seen.error)
+        if seen.state == pb.REPLICA_STATE_SERVING:
+            on_progress(seen.replica_id, 1.0, "ready")
+            return True
+        on_progress(seen.replica_id, seen.load_progress, seen.load_stage)
+    return False
+
+
+async def wait_gateway(url: str, api_key: str) -> list[str]:
+    """The models that the gateway lists, once it lists any."""
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {api_key}"}) as client:
+        while True:
+            try:
+                response = await client.get(f"{url}/v1/models", timeout=5.0)
+                models = [model["id"] for model in response.json()["data"]]
+            except (httpx.TransportError, ValueError, KeyError):
+                models = []
+            if models:
+                return models
+            await asyncio.sleep(RETRY_S)
+
+
+__all__ = ["MeshError", "Progress", "wait_gateway", "wait_replica"]

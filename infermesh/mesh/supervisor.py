@@ -1,0 +1,142 @@
+"""Starts, watches and stops the processes of a mesh.
+
+Start: all at once, because each waits for its peers. Stop: gateway, schedulers, shards, so that
+streams in flight finish. Before the mesh first answered, a process that ends is fatal; after, it is
+restarted.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infermesh.errors import Internal
+from infermesh.lifecycle import write_whole
+from infermesh.mesh.plan import MeshPlan, ProcessSpec
+from infermesh.mesh.process import ManagedProcess
+from infermesh.mesh.readiness import Progress, wait_gateway, wait_replica
+
+API_KEY = "local"  # any key is accepted on loopback
+STOP_MARGIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the mesh listens, and what it serves."""
+
+    url: str
+    admin_url: str
+    grpc: str
+    models: tuple[str, ...]
+
+
+class Supervisor:
+    """The processes of one plan.
+
+    Args:
+        plan: what to run.
+        ready_file: where to write endpoints and pids once the mesh can answer; None: nowhere.
+        grace_s: time for each process to drain.
+    """
+
+    def __init__(self, plan: MeshPlan, ready_file: Path | None, grace_s: float) -> None:
+        self._plan = plan
+        self._ready_file = ready_file
+        self._grace_s = grace_s
+        self._endpoints: Endpoints | None = None
+        self._gateway = self._managed(plan.gateway)
+        self._schedulers = [self._managed(spec) for spec in plan.schedulers]
+        self._shards = [self._managed(spec) for spec in plan.shards]
+
+    def _managed(self, spec: ProcessSpec) -> ManagedProcess:
+        return ManagedProcess(spec, self._write_ready_file)
+
+    @property
+    def _all(self) -> list[ManagedProcess]:
+        return [*self._shards, *self._schedulers, self._gateway]
+
+    @asynccontextmanager
+    async def running(self, on_progress: Progress) -> AsyncIterator[Endpoints]:
+        """The mesh, answering inside the block; drained and gone after it.
+
+        Raises:
+            MeshError: a process or its model could not start; nothing is left running.
+        """
+        try:
+            for process in self._all:
+                await process.start()
+            self._endpoints = await self._wait_ready(on_progress)
+            self._write_ready_file()
+            async with asyncio.TaskGroup() as tasks:
+                keepers = [tasks.create_task(p.keep_running()) for p in self._all]
+                try:
+                    yield self._endpoints
+                finally:
+                    await self._stop()
+                    for keeper in keepers:
+                        keeper.cancel()
+        finally:
+            await self._stop()
+            if self._ready_file is not None:
+                self._ready_file.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Ends every process at once, streams or not."""
+        for process in self._all:
+            process.kill()
+
+    async def _wait_ready(self, on_progress: Progress) -> Endpoints:
+        """Raises the first failure of any process, before its peers' complaints about it."""
+        async with asyncio.TaskGroup() as tasks:
+            deaths = [tasks.create_task(self._raise_on_exit(p)) for p in self._all]
+            ready = tasks.create_task(self._ready(on_progress))
+            await ready
+            for death in deaths:
+                death.cancel()
+        return ready.result()
+
+    async def _raise_on_exit(self, process: ManagedProcess) -> None:
+        await process.wait()
+        raise Internal(process.last_words())
+
+    async def _ready(self, on_progress: Progress) -> Endpoints:
+        facts = await self._gateway.wait_announced()
+        for flag in ("http_address", "admin_address", "grpc_address"):
+            self._gateway.pin(f"gateway.{flag}", facts[flag])
+        async with asyncio.TaskGroup() as tasks:
+            for process in (*self._schedulers, *self._shards):
+                tasks.create_task(process.wait_announced())
+            for address in self._plan.scheduler_addresses:
+                tasks.create_task(wait_replica(address, on_progress))
+        url = f"http://{facts['http_address']}"
+        models = await wait_gateway(url, API_KEY)
+        return Endpoints(
+            url=url,
+            admin_url=f"http://{facts['admin_address']}",
+            grpc=facts["grpc_address"],
+            models=tuple(models),
+        )
+
+    async def _stop(self) -> None:
+        for group in ([self._gateway], self._schedulers, self._shards):
+            async with asyncio.TaskGroup() as tasks:
+                for process in group:
+                    tasks.create_task(process.stop(self._grace_s + STOP_MARGIN_S))
+
+    def _write_ready_file(self) -> None:
+        if self._ready_file is None or self._endpoints is None:
+            return
+        facts: dict[str, Any] = {
+            "url": self._endpoints.url,
+            "admin_url": self._endpoints.admin_url,
+            "grpc": self._endpoints.grpc,
+            "api_key": API_KEY,
+            "models": list(self._endpoints.models),
+            "services": [process.facts for process in self._all],
+        }
+        with contextlib.suppress(OSError):  # a full disk must not end a mesh that serves
+            write_whole(self._ready_file, json.dumps(facts, indent=2))

@@ -1,0 +1,175 @@
+"""gRPC servers and channels as every service makes them: limits, keepalive, errors, health.
+
+Owns no service. Addresses are `host:port` or `unix:/path`.
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+
+from infermesh import rpc_status
+from infermesh.config_fields import ConfigError
+from infermesh.errors import Internal, MeshError, as_mesh_error
+from infermesh.telemetry import logs
+
+MAX_MESSAGE_BYTES = 32 << 20
+_log = logs.get(__name__)
+
+_COMMON = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+# Without the first two, a peer's keepalive pings end its streams with GOAWAY too_many_pings.
+_SERVER = (
+    *_COMMON,
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_channelz", 1),
+)
+_CHANNEL = (
+    *_COMMON,
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_channelz", 1),
+    # Channels to one address must not share a backoff: a probe must not delay a session.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def create_server(
+    *, interceptors: Sequence[grpc.aio.ServerInterceptor] = (), max_concurrent: int | None = None
+) -> grpc.aio.Server:
+    """A server whose handlers may simply raise MeshError."""
+    return grpc.aio.server(
+        interceptors=[ErrorInterceptor(), *interceptors],
+        options=_SERVER,
+        maximum_concurrent_rpcs=max_concurrent,
+    )
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Binds `server` and returns the bound address; a unix socket is its owner's alone (0600).
+
+    Raises:
+        ConfigError: the address is in use, or can't be bound.
+    """
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise ConfigError(f"the address {address} is in use or can't be bound") from None
+    if address.startswith("unix:"):
+        os.chmod(address.removeprefix("unix:"), 0o600)
+        return address
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """A channel to a peer; create it inside the event loop that uses it."""
+    return grpc.aio.insecure_channel(address, options=_CHANNEL)
+
+
+def deadline_s(context: "grpc.aio.ServicerContext[Any, Any]") -> float | None:
+    """Seconds that the caller still waits; None where it set no deadline."""
+    remaining = context.time_remaining()
+    # grpc gives a time of decades where there is none
+    return remaining if remaining is not None and remaining < 10**8 else None
+
+
+class HealthHandle:
+    """What grpc.health.v1 answers for this server."""
+
+    def __init__(self, servicer: Any, names: Sequence[str]) -> None:
+        self._servicer = servicer
+        self._names = ("", *names)
+
+    async def set_serving(self, serving: bool) -> None:
+        """SERVING or NOT_SERVING, for the server as a whole and each of its services."""
+        if self._servicer is None:
+            return
+        from grpc_health.v1 import health_pb2
+
+        kind = health_pb2.HealthCheckResponse
+        for name in self._names:
+            await self._servicer.set(name, kind.SERVING if serving else kind.NOT_SERVING)
+
+
+def add_standard_services(server: grpc.aio.Server, service_names: Sequence[str]) -> HealthHandle:
+    """Health, reflection and channelz, as far as their packages are installed."""
+    try:
+        from grpc_channelz.v1 import channelz, channelz_pb2
+        from grpc_health.v1 import health, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:  # a bare compute host
+        return HealthHandle(None, service_names)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    channelz.add_channelz_servicer(server)
+    channelz_name = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+    names = (*service_names, health.SERVICE_NAME, channelz_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return HealthHandle(servicer, service_names)
+
+
+async def abort(context: Any, exc: BaseException) -> None:
+    """Ends the call with the error's status, reason and details."""
+    error = as_mesh_error(exc)
+    if type(error) is Internal and not isinstance(exc, MeshError):
+        _log.error("a handler failed", exc_info=exc)
+    await context.abort(error.grpc_code, error.message, rpc_status.trailers(error))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
+    """Turns what a handler raises into a status with details; cancellation passes through."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        inner = handler.unary_unary or handler.stream_unary
+        if inner is not None:
+            wrapped: Any = _wrap_unary(inner)
+        else:
+            inner = handler.unary_stream or handler.stream_stream
+            wrapped = _wrap_stream(inner)
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _wrap_unary(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await inner(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as exc:
+            await abort(context, exc)
+
+    return call
+
+
+def _wrap_stream(inner: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as exc:
+            await abort(context, exc)
+
+    return call

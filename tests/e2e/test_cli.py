@@ -1,0 +1,173 @@
+"""The command line, as a person meets it: clear sentences, no tracebacks, nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mesh_process import (
+    DEMO_MODEL,
+    Mesh,
+    processes_naming,
+    run_infermesh,
+    wait_until,
+)
+
+PORTS = ("--port", "0", "--admin-port", "0", "--grpc-port", "0")
+
+
+def copy_demo(tmp_path: Path) -> Path:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    return model
+
+
+def corrupt_weights(tmp_path: Path) -> list[str]:
+    model = copy_demo(tmp_path)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100_000])
+    return ["--model", str(model)]
+
+
+def no_tokenizer(tmp_path: Path) -> list[str]:
+    model = copy_demo(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink(missing_ok=True)
+    return ["--model", str(model)]
+
+
+def unsupported_model(tmp_path: Path) -> list[str]:
+    model = copy_demo(tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    config["model_type"] = "mamba"
+    (model / "config.json").write_text(json.dumps(config))
+    return ["--model", str(model)]
+
+
+def torn_config(tmp_path: Path) -> list[str]:
+    (tmp_path / "infermesh.toml").write_text("[scheduler\nwindow = 2")
+    return []
+
+
+def unknown_key(tmp_path: Path) -> list[str]:
+    (tmp_path / "infermesh.toml").write_text("[scheduler]\nwindows = 2\n")
+    return []
+
+
+def public_bind(tmp_path: Path) -> list[str]:
+    return ["--host", "0.0.0.0"]
+
+
+def absent_model(tmp_path: Path) -> list[str]:
+    return ["--model", "./nowhere"]
+
+
+def unreachable_hub_model(tmp_path: Path) -> list[str]:
+    return ["--model", "nobody/nothing-here"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (corrupt_weights, ["model.safetensors"]),
+        (no_tokenizer, ["tokenizer"]),
+        (unsupported_model, ["mamba", "llama"]),
+        (torn_config, ["infermesh.toml", "not valid TOML"]),
+        (unknown_key, ["scheduler.windows", "scheduler.window"]),
+        (public_bind, ["0.0.0.0", "loopback"]),
+        (absent_model, ["./nowhere"]),
+        (unreachable_hub_model, ["nobody/nothing-here"]),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_up_says_one_sentence_when_it_cannot_start(
+    tmp_path: Path, prepare: Callable[[Path], list[str]], words: list[str]
+) -> None:
+    done = run_infermesh(tmp_path, "up", *PORTS, *prepare(tmp_path))
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    for word in words:
+        assert word in errors[0]
+    assert processes_naming(str(tmp_path)) == []
+
+
+def test_up_names_the_port_when_it_is_busy(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run_infermesh(tmp_path, "up", "--port", port, "--admin-port", "0")
+    assert done.returncode == 1
+    assert f"port {port}" in done.stderr
+
+
+def children(mesh: Mesh) -> list[int]:
+    return [service["pid"] for service in mesh.facts["services"]]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_up_drains_and_exits_zero_when_interrupted(tmp_path: Path) -> None:
+    with Mesh(tmp_path, "--ask", "What is the capital of France?") as mesh:
+        wait_until(lambda: "curl" in mesh.output.read_text(), 60)
+        pids = children(mesh)
+        stream = mesh.openai(max_retries=0).chat.completions.create(
+            model=mesh.model,
+            messages=[{"role": "user", "content": "Count from 1 to 30"}],
+            temperature=0,
+            max_tokens=300,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        chunks = [next(iter(stream))]
+        mesh.process.send_signal(signal.SIGINT)
+        chunks += list(stream)
+        assert mesh.process.wait(60) == 0
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert not any(alive(pid) for pid in pids)
+        assert not mesh.ready_file.exists()
+        said = mesh.output.read_text()
+    assert "Paris" in said
+    assert "Traceback" not in said
+
+
+def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    with Mesh(tmp_path) as mesh:
+        pids = children(mesh)
+        mesh.process.kill()
+        wait_until(lambda: not any(alive(pid) for pid in pids), 60)
+
+
+def test_chat_asks_once_when_given_a_message(demo_mesh: Mesh, tmp_path: Path) -> None:
+    url = demo_mesh.facts["url"]
+    done = run_infermesh(tmp_path, "chat", "--url", url, "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_chat_says_what_to_do_when_nothing_answers(tmp_path: Path) -> None:
+    done = run_infermesh(tmp_path, "chat", "--url", "http://127.0.0.1:9", "hello")
+    assert done.returncode == 1
+    assert "infermesh up" in done.stderr
+
+
+def test_config_show_names_the_origin_of_each_value(tmp_path: Path) -> None:
+    (tmp_path / "infermesh.toml").write_text("[scheduler]\nwindow = 3\n")
+    done = run_infermesh(tmp_path, "config", "show")
+    line = next(row for row in done.stdout.splitlines() if row.startswith("scheduler.window "))
+    assert "3" in line
+    assert "infermesh.toml" in line
