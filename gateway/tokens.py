@@ -1,4 +1,4 @@
-"""What a model produced: tokens, log-probabilities, ends of choices, and their text. Values only."""
+"""What a model produced: tokens, logprobs, ends of choices, and their text. Values only."""
 
 import enum
 from dataclasses import dataclass

@@ -16,7 +16,15 @@ from gateway.text.detokenizer import DecoderFamily, decoder_family
 
 # Shorter texts take less time to encode than a thread takes to be woken.
 _INLINE_CHARS = 2048
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 class ModelText:
@@ -73,9 +81,7 @@ class ModelText:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of whole sequences of ids."""
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens
-        )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
