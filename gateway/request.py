@@ -3,14 +3,11 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NewType
 
 RequestId = NewType("RequestId", str)
 ReplicaId = NewType("ReplicaId", str)
 Fingerprint = NewType("Fingerprint", str)
-
-_NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 class Priority(enum.IntEnum):
@@ -32,7 +29,7 @@ class Sampling:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = _NO_BIAS
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     # None: no logprobs; 0: the sampled token's alone.
     top_logprobs: int | None = None
