@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "demo" / "model"
-INFERMESH = (sys.executable, "-c", "from infermesh.cli import main; main()")
+INFERMESH = (sys.executable, "-m", "infermesh.cli")
 START_S = 120.0
 
 

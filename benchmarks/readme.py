@@ -1,0 +1,27 @@
+"""Reproduces every figure of the README and writes benchmarks/results/*.json."""
+
+import subprocess
+import sys
+
+from benchmarks.local_mesh import ROOT
+
+RUNS = (
+    ("benchmarks.throughput", "--shape", "demo", "--json", "benchmarks/results/demo.json"),
+    (
+        "benchmarks.throughput", "--shape", "qwen2.5-0.5b", "--beside-transformers",
+        "--json", "benchmarks/results/qwen2.5-0.5b.json",
+    ),
+    ("benchmarks.start_up", "--json", "benchmarks/results/start_up.json"),
+    ("benchmarks.plan_cost",),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Runs one after another; the first failure ends it."""
+    for module, *arguments in RUNS:
+        print(f"== python -m {module} {' '.join(arguments)}", flush=True)
+        subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
