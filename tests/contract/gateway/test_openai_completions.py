@@ -109,3 +109,20 @@ async def test_health_readiness_and_description_are_served(edge: Edge) -> None:
     assert "/v1/chat/completions" in described["paths"]
     body = described["components"]["schemas"]["ChatBody"]["properties"]
     assert body["temperature"]["maximum"] == 2
+
+
+async def test_prompt_that_met_a_stop_string_is_cancelled_while_others_go_on(edge: Edge) -> None:
+    edge.replica.gated = True
+    edge.replica.script = lambda submit, choice: ids(
+        "STOP and more words" if list(submit.prompt_token_ids) == ids("one") else "x y z " * 9
+    )
+    stream = await edge.openai.completions.create(
+        **ASK, prompt=["one", "two"], stop="STOP", stream=True
+    )
+    assert edge.replica.num_streams == 2
+    await edge.replica.step(len(ids("STOP")))
+    await edge.replica.wait(lambda: edge.replica.num_streams == 1)
+    edge.replica.gated = False
+    edge.replica._wake.set()
+    reasons = [c.choices[0].finish_reason async for c in stream if c.choices]
+    assert sorted(filter(None, reasons)) == ["length", "stop"]

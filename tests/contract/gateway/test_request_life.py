@@ -186,6 +186,16 @@ async def test_deadline_of_the_client_travels_and_is_kept(edge: Edge) -> None:
     await edge.replica.wait(lambda: edge.replica.num_streams == 0)
 
 
+async def test_deadline_of_the_gateway_travels_unless_the_generation_is_shared(
+    edge: Edge,
+) -> None:
+    await edge.openai.chat.completions.create(**ASK, temperature=0.5)
+    await edge.openai.chat.completions.create(**GREEDY)
+    sampled, greedy = edge.replica.submits
+    assert 590 < sampled.remaining_deadline.ToTimedelta().total_seconds() <= 600
+    assert not greedy.HasField("remaining_deadline")
+
+
 async def test_request_id_and_waterfall_are_told_and_kept(edge: Edge) -> None:
     response = await edge.http.post("/v1/chat/completions", json=ASK, headers=headers("mine"))
     assert response.headers["x-request-id"] == "mine"

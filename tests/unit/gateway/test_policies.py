@@ -74,6 +74,10 @@ def test_client_wins_over_model_and_model_over_the_standard() -> None:
     assert sampling.seed == 77
 
 
+def test_model_that_does_not_sample_is_greedy_by_default() -> None:
+    assert sampling_defaults('{"do_sample": false, "temperature": 0.6}').temperature == 0.0
+
+
 @pytest.mark.parametrize(
     "config", ["", "{}", '{"temperature": null, "top_k": -3, "top_p": "x", "min_p": true}']
 )
