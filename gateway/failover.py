@@ -117,6 +117,7 @@ class Driver:
         self._clock = clock
         self._attempt = 0
         self._breaks = 0
+        self._last_cause: MeshError | None = None
         self._refusing: dict[ReplicaClient, MeshError] = {}
         self._pause_s = _RETRY_PAUSE_S
 
@@ -140,6 +141,8 @@ class Driver:
             delivered=[(i, generation.choices[i].token_ids) for i in generation.open_choices()],
             remaining_s=None if job.deadline is None else job.deadline - self._clock(),
         )
+        if self._last_cause is not None:
+            metrics.FAILOVERS.labels(self._last_cause.code).inc()
         self._attempt += 1
         sink = AttemptSink(generation, replica)
         attempt = replica.submit(submission, sink)
@@ -149,8 +152,7 @@ class Driver:
         except Broken as broken:
             self._on_break(replica, broken.cause)
         except _ELSEWHERE as refusal:
-            self._refusing[replica] = refusal
-            self._count(refusal)
+            self._refusing[replica] = self._last_cause = refusal
         finally:
             attempt.cancel()
 
@@ -175,7 +177,7 @@ class Driver:
 
     def _on_break(self, replica: ReplicaClient, cause: MeshError) -> None:
         self._breaks += 1
-        self._count(cause)
+        self._last_cause = cause
         _log.warning(
             "attempt lost", extra={**self._fields(), "replica": replica.address, "why": cause.code}
         )
@@ -203,9 +205,6 @@ class Driver:
             )
             if finish is not None:
                 self._generation.finish(index, finish)
-
-    def _count(self, cause: MeshError) -> None:
-        metrics.FAILOVERS.labels(cause.code).inc()
 
     def _fields(self) -> dict[str, object]:
         job = self._generation.job

@@ -149,7 +149,9 @@ def _why_not(clients: Sequence[ReplicaClient]) -> MeshError:
         error = client.view.error or (client.error if client.model is None else None)
         if error is not None and client.view.state is not ReplicaState.LOADING:
             return ReplicaUnavailable(f"the model can't be served: {error.message}")
-    if ReplicaState.LOADING in states or states & {ReplicaState.SERVING, ReplicaState.RECOVERING}:
+    reachable = {ReplicaState.SERVING, ReplicaState.RECOVERING}
+    fetching = any(c.model is None and c.view.state in reachable for c in clients)
+    if ReplicaState.LOADING in states or fetching:
         return ModelLoading("the model is being loaded", retry_after_s=_RETRY_AFTER_S)
     if ReplicaState.DRAINING in states:
         return Draining("every replica of the model is shutting down", retry_after_s=_RETRY_AFTER_S)

@@ -4,8 +4,9 @@ Both edges, HTTP and gRPC, are in front of this; it knows neither.
 """
 
 import asyncio
+import dataclasses
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from gateway import metrics
@@ -20,7 +21,7 @@ from gateway.reply import PromptReply, Reply
 from gateway.request import Call, Conversation, GenerationRequest, Job, Options, Prompt
 from gateway.resolve import resolve
 from gateway.served_model import ServedModel
-from gateway.single_flight import SingleFlight
+from gateway.single_flight import SingleFlight, may_share
 from infermesh.config import GatewayConfig
 from infermesh.errors import InvalidRequest, MeshError, as_mesh_error
 from infermesh.telemetry import logs
@@ -69,28 +70,18 @@ class Pipeline:
             self._settle(record, error)
             raise
         metrics.INFLIGHT.inc()
-        readers: list[PromptReply] = []
-        wake = asyncio.Event()
+        reply: Reply | None = None
         try:
             model = self.fleet.resolve(request.model)
             jobs = await self._tokenise(request, model, call, principal, record)
-            for job in jobs:
-                self._join(job, model, request.options, wake, readers)
-            reply = Reply(
-                model=model,
-                prompts=readers,
-                wake=wake,
-                record=record,
-                deadline=self._deadline(call),
-                clock=self._clock,
-                on_close=self._leave,
-            )
+            reply = self._join(jobs, model, request.options, call, record)
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
-            for prompt in readers:
-                prompt.reader.close()
             self._settle(record, exc)
-            self._leave()
+            if reply is None:
+                self._leave()
+            else:
+                reply.close()
             raise
         return reply
 
@@ -138,14 +129,32 @@ class Pipeline:
 
     def _join(
         self,
-        job: Job,
+        jobs: Sequence[Job],
         model: ServedModel,
         options: Options,
-        wake: asyncio.Event,
-        readers: list[PromptReply],
-    ) -> None:
-        reader = self.flights.join(job, wake)
-        readers.append(PromptReply(reader, model, options, len(readers) * options.n))
+        call: Call,
+        record: RequestRecord,
+    ) -> Reply:
+        """Each job's generation: one that runs already, or one that begins now."""
+        deadline = self._clock() + self._config.request_timeout_s
+        wake = asyncio.Event()
+        prompts: list[PromptReply] = []
+        for job in jobs:
+            if job.deadline is None and not may_share(job, self._config.reuse_policy):
+                # a shared generation may outlive the request that began it, any other may not
+                job = dataclasses.replace(job, deadline=deadline)
+            reader = self.flights.join(job, wake)
+            record.shared |= reader.generation.job.request_id != job.request_id
+            prompts.append(PromptReply(reader, model, options, len(prompts) * options.n))
+        return Reply(
+            model=model,
+            prompts=prompts,
+            wake=wake,
+            record=record,
+            deadline=deadline if call.deadline is None else min(deadline, call.deadline),
+            clock=self._clock,
+            on_close=self._leave,
+        )
 
     def abandon(self, error: MeshError) -> None:
         """Fails whatever is still generated; clients get the error as their last event."""
@@ -170,10 +179,6 @@ class Pipeline:
     def _forget(self, generation: Generation) -> None:
         self.flights.forget(generation)
         self._running.pop(generation, None)
-
-    def _deadline(self, call: Call) -> float:
-        longest = self._clock() + self._config.request_timeout_s
-        return longest if call.deadline is None else min(longest, call.deadline)
 
     def _settle(self, record: RequestRecord, exc: BaseException | None) -> None:
         """Notes how the request ended; the first answer stands."""

@@ -91,13 +91,15 @@ def check(options: Options) -> None:
 
 def check_token_ids(param: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Raises InvalidRequest for an id that the model has no row for."""
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequest(
-                f"{param} has token id {token_id}; ids of this model are between 0 and "
-                f"{vocab_size - 1}",
-                param=param,
-            )
+    if not token_ids:
+        return
+    lowest, highest = min(token_ids), max(token_ids)
+    if lowest < 0 or highest >= vocab_size:
+        raise InvalidRequest(
+            f"{param} has token id {lowest if lowest < 0 else highest}; ids of this model are "
+            f"between 0 and {vocab_size - 1}",
+            param=param,
+        )
 
 
 def _check_count(param: str, values: object, most: int) -> None:

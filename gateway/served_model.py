@@ -36,8 +36,10 @@ def sampling_defaults(generation_config_json: str) -> Sampling:
             return None
         return kind(value) if RANGES[name].holds(value) else None
 
+    # transformers decodes such a model greedily, whatever temperature stands beside it
+    is_greedy = config.get("do_sample") is False
     return Sampling(
-        temperature=number("temperature", float),
+        temperature=0.0 if is_greedy else number("temperature", float),
         top_p=number("top_p", float),
         top_k=number("top_k", int),
         min_p=number("min_p", float),

@@ -1,4 +1,4 @@
-"""A scheduler without a model: a real SchedulerService on a unix socket whose tokens a test scripts.
+"""A scheduler without a model: a real SchedulerService on a unix socket; a test scripts its tokens.
 
 Each choice's output is a pure function of the prompt, the choice and the position, so that a test
 can tell a lost token from a doubled one.
@@ -140,7 +140,7 @@ class FakeScheduler(SchedulerServiceServicer):
 
     # the service
 
-    async def Session(  # noqa: N802
+    async def Session(
         self, requests: AsyncIterator[pb.SessionRequest], context: Any
     ) -> AsyncIterator[pb.SessionResponse]:
         session = self._next_session
@@ -163,7 +163,7 @@ class FakeScheduler(SchedulerServiceServicer):
                 del self._streams[key]
             await self._notify()
 
-    async def WatchReplica(  # noqa: N802
+    async def WatchReplica(
         self, request: pb.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[pb.WatchReplicaResponse]:
         while True:
@@ -178,7 +178,7 @@ class FakeScheduler(SchedulerServiceServicer):
             )
             await changed.wait()
 
-    async def GetModel(  # noqa: N802
+    async def GetModel(
         self, request: pb.SchedulerServiceGetModelRequest, context: Any
     ) -> AsyncIterator[pb.SchedulerServiceGetModelResponse]:
         tokenizer = tiny_tokenizer.byte_level()

@@ -1,4 +1,4 @@
-"""Small tokenizers made on the spot: byte-level BPE with a ChatML template, and SentencePiece-like."""
+"""Small tokenizers made on the spot: byte-level BPE with a ChatML template, and SentencePiece."""
 
 import functools
 import json

@@ -74,9 +74,8 @@ class GenerateEndpoint:
         answer = _Answer(send)
         try:
             traceparent = request.headers.get("traceparent")
-            with tracing.span(f"gateway.{self._name}", traceparent=traceparent) as span:
-                if span is not None:
-                    span.set_attribute("infermesh.request_id", request.state.request_id)
+            facts = {"infermesh.request_id": request.state.request_id}
+            with tracing.span(f"gateway.{self._name}", traceparent=traceparent, attributes=facts):
                 await self._answer(request, answer)
         finally:
             metrics.REQUESTS.labels(self._name, str(answer.status)).inc()

@@ -79,21 +79,32 @@ def bind(setting: str, address: str) -> tuple[socket.socket, str]:
         if address.startswith("unix:"):
             return _bind_unix(address.removeprefix("unix:")), address
         host, _, port = address.rpartition(":")
-        host = host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, int(port)))
-        number = bound.getsockname()[1]
-        return bound, f"[{host}]:{number}" if family == socket.AF_INET6 else f"{host}:{number}"
+        return _bind_tcp(host.strip("[]"), int(port))
     except (OSError, ValueError, OverflowError) as exc:
         raise ConfigError(f"{setting} is {address}, which can't be bound: {exc}") from None
+
+
+def _bind_tcp(host: str, port: int) -> tuple[socket.socket, str]:
+    is_v6 = ":" in host
+    bound = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    number = bound.getsockname()[1]
+    return bound, f"[{host}]:{number}" if is_v6 else f"{host}:{number}"
 
 
 def _bind_unix(path: str) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # left by a process that was killed
-    bound.bind(path)
-    os.chmod(path, 0o600)
+    try:
+        bound.bind(path)
+        os.chmod(path, 0o600)
+    except BaseException:
+        bound.close()
+        raise
     return bound

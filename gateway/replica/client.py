@@ -169,6 +169,7 @@ class ReplicaClient:
 
     def _changed(self) -> None:
         metrics.REPLICA_READY.labels(self.address).set(self.routable)
+        metrics.REPLICA_INFLIGHT.labels(self.address).set(self.num_inflight)
         self._on_change()
 
     def _fields(self, exc: BaseException) -> dict[str, str]:

@@ -113,6 +113,8 @@ class Session:
             error = ReplicaUnavailable("the replica ended its session")
         except grpc.aio.AioRpcError as exc:
             error = from_rpc_error(exc)
+        except MeshError as exc:
+            error = exc
         finally:
             call.cancel()
             self.fingerprint = None

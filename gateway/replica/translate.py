@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gateway.request import Job, Sampling, StopRules
 from gateway.tokens import ChoiceTimings, Finish, FinishReason, TokenLogprobs
-from infermesh.errors import Internal, MeshError, from_detail
+from infermesh.errors import Internal, MeshError, ProtocolViolation, from_detail
 from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
 
@@ -78,7 +78,13 @@ def finish_from_pb(message: pb.Finished) -> Finish | MeshError:
 
 
 def logprobs_from_pb(messages: Sequence[sampling_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
-    """Log-probabilities of the tokens of one delta."""
+    """Log-probabilities of the tokens of one delta.
+
+    Raises:
+        ProtocolViolation: likeliest tokens without their values.
+    """
+    if any(len(m.top_token_ids) != len(m.top_logprobs) for m in messages):
+        raise ProtocolViolation("a delta's likeliest tokens and their logprobs differ in number")
     return [
         TokenLogprobs(m.logprob, tuple(zip(m.top_token_ids, m.top_logprobs, strict=True)))
         for m in messages
