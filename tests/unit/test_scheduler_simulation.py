@@ -61,9 +61,7 @@ class World:
         self.shard = shard
         self.settings = BatcherSettings(window=shard.window, **options)
         model = ModelFacts("model", "print", MAX_LEN, VOCAB_SIZE, frozenset({EOS}))
-        self.batcher = Batcher(
-            self.settings, model, self.capacity, Stats(self.clock), self.clock
-        )
+        self.batcher = Batcher(self.settings, model, self.capacity, Stats(self.clock), self.clock)
         self.recorder = Recorder()
         self.requests: dict[int, Request] = {}
         self.submissions: dict[int, Submission] = {}
@@ -240,9 +238,7 @@ def test_scheduler_gives_the_oracles_output_when_anything_happens(seed: int) -> 
         max_batch_tokens=rng.choice([1, 3, 8, 32]),
         window=rng.choice([1, 2, 3]),
     )
-    world = World(
-        shard, enable_prefix_caching=rng.random() < 0.75, max_crashes_per_request=1000
-    )
+    world = World(shard, enable_prefix_caching=rng.random() < 0.75, max_crashes_per_request=1000)
     breaks, failures = rng.random() < 0.5, rng.random() < 0.5
     for _ in range(rng.randrange(10, 120)):
         action = rng.random()
@@ -274,7 +270,7 @@ def test_choices_share_their_prompt_when_n_is_four(caching: bool, prompt_len: in
     while world.send():
         computed += sum(r.num_tokens for r in world.shard.queue[-1].rows if r.token_ids)
         world.answer()
-    assert computed == prompt_len + (3 if prompt_len > 1 else 3)  # each fork: its last token
+    assert computed == prompt_len + 3  # each fork: the last token
     world.run()
     world.check_outputs()
 
