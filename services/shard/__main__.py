@@ -1,0 +1,26 @@
+"""`python -m services.shard`: one shard process."""
+
+from __future__ import annotations
+
+import sys
+
+from infermesh import config, lifecycle
+from services.shard import host
+from services.shard.service import ShardService
+
+
+def main() -> int:
+    """Reads the settings and serves until told to stop."""
+    try:
+        settings = config.load(sys.argv[1:])
+    except config.ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    host.keep_freed_memory()
+    return lifecycle.run(
+        lambda: ShardService(settings.shard), settings.telemetry, settings.shard.drain_grace_s
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""A step's active rows packed into one sequence of tokens, as arrays on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.shard.slots import ActiveRow
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows in packed order: `order` gives each packed row's place in the rows passed in.
+
+    Attributes:
+        token_ids, positions, token_slots: [num_tokens]; the slot is block * block_size + offset.
+        block_tables: [rows, blocks in use].
+        query_lens, context_lens: [rows].
+        sampled: packed rows that sample.
+        logit_indices: packed position of the last token of each sampled row.
+    """
+
+    order: Sequence[int]
+    token_ids: Ints
+    positions: Ints
+    token_slots: Ints
+    block_tables: Ints
+    query_lens: Ints
+    context_lens: Ints
+    sampled: Sequence[int]
+    logit_indices: Ints
+
+
+def pack(rows: Sequence[ActiveRow], block_tables: Ints, block_size: int) -> Batch:
+    """Packs rows; those with one token come first, longest context first, so that the buckets of
+    the attention plan are slices of the packed tokens."""
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].num_tokens > 1, -rows[i].context_len))
+    packed = [rows[i] for i in order]
+    query_lens = np.array([row.num_tokens for row in packed], dtype=np.int64)
+    starts = np.array([row.start for row in packed], dtype=np.int64)
+    context_lens = starts + query_lens
+    ends = np.cumsum(query_lens)
+    num_blocks = -(-int(context_lens.max()) // block_size)
+    tables = block_tables[[row.sequence.new.slot for row in packed], :num_blocks]
+    row_of_token = np.repeat(np.arange(len(packed)), query_lens)
+    positions = np.arange(int(ends[-1])) - np.repeat(ends - query_lens - starts, query_lens)
+    blocks = tables[row_of_token, positions // block_size]
+    sampled = [i for i, row in enumerate(packed) if row.sample]
+    return Batch(
+        order=order,
+        token_ids=np.array([t for row in packed for t in row.token_ids], dtype=np.int64),
+        positions=positions,
+        token_slots=blocks * block_size + positions % block_size,
+        block_tables=tables,
+        query_lens=query_lens,
+        context_lens=context_lens,
+        sampled=sampled,
+        logit_indices=ends[sampled] - 1,
+    )

@@ -1,0 +1,61 @@
+"""What this machine gives to this process: cores and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_CPU = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on, within its CPU quota; at least 1.
+
+    Hyperthreads of one core share its vector units: a second thread there only costs.
+    """
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        siblings = _read(_CPU / f"cpu{cpu}" / "topology" / "thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    limit = len(cores)
+    if quota.isdigit() and period.isdigit():
+        limit = min(limit, -(-int(quota) // int(period)))
+    return max(1, limit)
+
+
+def available_memory_bytes() -> int:
+    """Memory that can still be taken without swapping, within this process's cgroup."""
+    available = 0
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    if limit.isdigit() and used.isdigit():
+        available = min(available, max(0, int(limit) - int(used)))
+    return available
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed instead of returning it to the system.
+
+    Else each large temporary of a step is mapped and faulted in anew, which costs several times
+    its arithmetic. To be called before threads have arenas of their own, whose chunks are limited;
+    does nothing on another C library.
+    """
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_arena_max, 1)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

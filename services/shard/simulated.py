@@ -1,0 +1,129 @@
+"""The engine that computes nothing: tokens from noise, time from a profile. No torch.
+
+Its "device time" passes in the worker thread, so that queues and windows behave as with a model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from infermesh.errors import ModelLoadFailed
+from services.shard.domain import BlockId, Logprobs
+from services.shard.engine import Computed, Draw
+from services.shard.model_files import ModelFiles
+from services.shard.noise import Purpose, uniforms
+from services.shard.slots import ActiveRow
+
+# Letters only, perhaps after a space as BPE (Ġ) and SentencePiece (▁) write it.
+_PRINTABLE = re.compile(r"[Ġ▁]?[A-Za-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class StepProfile:
+    """Microseconds of a step; the defaults resemble a 0.5B model on one small GPU."""
+
+    fixed_us: float = 4_000.0
+    per_prefill_token_us: float = 20.0
+    per_decode_row_us: float = 40.0
+    per_context_token_us: float = 0.02
+
+    def step_us(self, rows: Sequence[ActiveRow]) -> float:
+        """How long a step with these rows takes."""
+        decode = sum(1 for row in rows if row.num_tokens == 1)
+        prefill = sum(row.num_tokens for row in rows if row.num_tokens > 1)
+        context = sum(row.context_len for row in rows)
+        return (
+            self.fixed_us
+            + prefill * self.per_prefill_token_us
+            + decode * self.per_decode_row_us
+            + context * self.per_context_token_us
+        )
+
+
+class SimulatedEngine:
+    """Implements Engine. A sequence's token depends on seed, choice and position alone."""
+
+    def __init__(
+        self,
+        profile: StepProfile,
+        token_ids: Sequence[int],
+        seed: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._profile = profile
+        self._token_ids = token_ids
+        self._seed = seed
+        self._sleep = sleep
+
+    def copy_blocks(self, pairs: Sequence[tuple[BlockId, BlockId]]) -> None:
+        """There are no blocks."""
+
+    def compute(self, rows: Sequence[ActiveRow], block_tables: npt.NDArray[np.int64]) -> Computed:
+        """Sleeps as long as the profile says and draws tokens from noise."""
+        self._sleep(self._profile.step_us(rows) / 1e6)
+        noise = uniforms(
+            [(row.sequence.new.sampling.seed or 0) ^ (self._seed & 0xFFFF_FFFF) for row in rows],
+            [row.sequence.new.choice for row in rows],
+            [row.context_len for row in rows],
+            Purpose.SIMULATED_TOKEN,
+        )
+        return Computed(
+            [self._draw(row, value) for row, value in zip(rows, noise.tolist(), strict=True)]
+        )
+
+    def _draw(self, row: ActiveRow, noise: float) -> Draw:
+        if not row.sample:
+            return Draw()
+        place = int(noise * len(self._token_ids))
+        return Draw(self._token_ids[place], self._logprobs(row, place))
+
+    def _logprobs(self, row: ActiveRow, place: int) -> Logprobs | None:
+        wanted = row.sequence.new.sampling.top_logprobs
+        if wanted is None:
+            return None
+        count = min(wanted, len(self._token_ids))
+        ids = [self._token_ids[(place + i) % len(self._token_ids)] for i in range(count)]
+        return Logprobs(-0.5, ids, [-0.5 - i for i in range(count)])
+
+
+def read_profile(path: str) -> StepProfile:
+    """The profile in a JSON file, or the built-in one for an empty path.
+
+    Raises ModelLoadFailed naming the file and what is wrong in it.
+    """
+    if not path:
+        return StepProfile()
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ModelLoadFailed(f"the profile {path} is not a readable JSON file") from exc
+    known = {field.name for field in fields(StepProfile)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        raise ModelLoadFailed(f"the profile {path} may have {', '.join(sorted(known))} alone")
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 6e7:
+            raise ModelLoadFailed(f"the profile {path} has {name} {value!r}, not 0 to 6e7")
+    return StepProfile(**values)
+
+
+def printable_token_ids(files: ModelFiles) -> Sequence[int]:
+    """Tokens that decode to letters, from tokenizer.json alone.
+
+    Raises ModelLoadFailed where there is none.
+    """
+    vocab = json.loads(files.tokenizer).get("model", {}).get("vocab", {})
+    # BPE maps token to id; Unigram lists [token, score] in order of id.
+    pairs = vocab.items() if isinstance(vocab, dict) else ((v[0], i) for i, v in enumerate(vocab))
+    end = files.vocab_size
+    ids = sorted(i for token, i in pairs if i < end and _PRINTABLE.fullmatch(token))
+    if not ids:
+        raise ModelLoadFailed(f"the tokenizer of {files.directory} has no printable token")
+    return ids

@@ -1,0 +1,175 @@
+"""A torch engine from a model directory: config → meta model → weights in place → KV pool.
+
+Imports torch and transformers; imported in the worker thread on Load, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from infermesh.errors import InvalidRequest, MeshError, ModelLoadFailed
+from infermesh.telemetry import logs
+from services.shard import sizing
+from services.shard.checkpoint import Checkpoint
+from services.shard.domain import LoadSpec
+from services.shard.forward import ATTENTION_NAME, ForwardPass, register
+from services.shard.host import available_memory_bytes, physical_cores
+from services.shard.kv_pool import KvPool, KvShape
+from services.shard.model_files import ModelFiles
+from services.shard.torch_engine import TorchEngine
+from services.shard.weights import dummy_weights, load_weights
+
+_log = logs.get(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class TorchLoader:
+    """Builds one engine; the caller wraps it with files, hashes and manifest."""
+
+    def __init__(self, device: str, num_threads: int) -> None:
+        """Raises InvalidRequest for a device that is not here."""
+        torch.set_num_threads(num_threads or physical_cores())
+        self.device = choose_device(device)
+
+    def choose_dtype(
+        self, spec: LoadSpec, files: ModelFiles, checkpoint: Checkpoint | None
+    ) -> torch.dtype:
+        """The asked one, or the checkpoint's; float16 is float32 on a CPU, which computes it
+        slower and less exactly than either neighbour."""
+        name = spec.dtype
+        if name == "auto":
+            declared = files.config.get("dtype") or files.config.get("torch_dtype")
+            first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
+            stored = _STORED.get(first.dtype) if first else None
+            name = str(declared or stored or "float32").removeprefix("torch.")
+        if name not in _DTYPES:
+            raise InvalidRequest(
+                f"dtype is {name!r}, allowed are auto, {', '.join(_DTYPES)}", param="dtype"
+            )
+        if name == "float16" and self.device.type == "cpu":
+            _log.warning("float16 is served as float32 on a CPU")
+            name = "float32"
+        return _DTYPES[name]
+
+    def build(
+        self,
+        files: ModelFiles,
+        checkpoint: Checkpoint | None,
+        dtype: torch.dtype,
+        on_bytes: Callable[[int], None],
+    ) -> nn.Module:
+        """The model on the device, with its weights; dummy ones without a checkpoint.
+
+        Raises:
+            ModelLoadFailed, OutOfMemory, UnsupportedModel
+        """
+        register()
+        try:
+            config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
+            with torch.device("meta"):
+                model: Any = transformers.AutoModelForCausalLM.from_config(
+                    config, attn_implementation=ATTENTION_NAME, dtype=dtype
+                )
+        except MeshError:
+            raise
+        except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
+            path = files.directory / "config.json"
+            raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
+        tied = _tied(model)
+        with torch.no_grad():
+            if checkpoint is None:
+                std = float(getattr(config, "initializer_range", 0.02))
+                dummy_weights(model, tied, std, dtype, self.device, on_bytes)
+            else:
+                load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
+            _fill_buffers(model, self.device)
+        model.eval()
+        return model  # type: ignore[no-any-return]
+
+    def engine(
+        self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
+    ) -> tuple[TorchEngine, sizing.Sizing]:
+        """The engine with its KV pool. Raises OutOfMemory."""
+        config: Any = model.config
+        shape = KvShape(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            spec.block_size,
+            dtype,
+        )
+        sized = sizing.size(
+            spec,
+            model_len=files.max_model_len,
+            block_bytes=shape.block_bytes,
+            budget_bytes=self._kv_budget(),
+        )
+        pool = KvPool(shape, sized.capacity.num_blocks, self.device)
+        forward = ForwardPass(model, pool, config.num_attention_heads, self.device)
+        return TorchEngine(forward, pool, spec.block_size), sized
+
+    def _kv_budget(self) -> int:
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            return sizing.cuda_kv_budget(total, free)
+        return sizing.cpu_kv_budget(available_memory_bytes())
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU. Raises InvalidRequest."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda:0" if available else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if available else 0
+    if kind != "cuda" or not (index or "0").isdigit() or int(index or 0) >= count:
+        raise InvalidRequest(f"device is {name!r}; this host has cpu and {count} CUDA devices")
+    return torch.device("cuda", int(index or 0))
+
+
+def _tied(model: Any) -> Mapping[str, str]:
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    return dict(model._tied_weights_keys or {})  # transformers 5: parameter → source
+
+
+def _fill_buffers(model: Any, device: torch.device) -> None:
+    """Buffers that no checkpoint holds, computed as the modules themselves do.
+
+    Raises ModelLoadFailed for anything that is still without memory after that.
+    """
+    for module in model.modules():
+        names = [name for name, value in module.named_buffers(recurse=False) if value.is_meta]
+        if not names:
+            continue
+        if "RotaryEmbedding" in type(module).__name__:
+            fresh = type(module)(model.config)
+            values = {name: getattr(fresh, name) for name in names}
+        elif names == ["embed_scale"]:
+            values = {"embed_scale": torch.tensor(model.config.hidden_size**0.5)}
+        else:
+            raise ModelLoadFailed(f"{type(module).__name__} has unknown buffers {names}")
+        for name, value in values.items():
+            module.register_buffer(name, value.to(device), persistent=False)
+    for name, value in model.named_parameters():
+        if value.is_meta:
+            raise ModelLoadFailed(f"parameter {name} was given no weights")
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Distinct parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,141 @@
+"""Tiny random models in the Hugging Face layout, built on the spot in under a second, offline.
+
+Owns the configs, the weights' scale and the tokenizer (byte-level BPE, ChatML template). It asserts
+nothing and knows no service.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB_SIZE = 384
+BOS_TOKEN, EOS_TOKEN, IM_START, IM_END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (BOS_TOKEN, EOS_TOKEN, IM_START, IM_END)
+BOS_ID, EOS_ID, IM_START_ID, IM_END_ID = range(4)
+
+CHATML_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+_CORPUS = (
+    "The mesh answers a question, one token after another, and nothing is lost on the way.",
+    "A shard holds the weights and the blocks; a scheduler plans the steps; a gateway speaks.",
+    "What is the capital of France? Paris. What is the capital of Italy? Rome.",
+    "user assistant system hello there thank you please tell me about the weather today",
+    "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9",
+)
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": IM_END_ID,
+    "pad_token_id": EOS_ID,
+}
+# What makes each architecture itself; head_dim 10 is deliberately no power of two.
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True, "hidden_size": 60},
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma2": {
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 4,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 12,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    },
+}
+ARCHITECTURES = tuple(_ARCHITECTURES)
+
+
+def tiny_config(model_type: str = "llama", **overrides: Any) -> Any:
+    """The transformers config of a tiny `model_type`; `overrides` replace single fields."""
+    fields = {**_SHAPE, **_ARCHITECTURES[model_type], **overrides}
+    if model_type == "qwen2":
+        del fields["head_dim"]  # always hidden_size / num_attention_heads there
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def tiny_model(model_type: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A float32 model in eval mode whose logits are spread enough for greedy output to be clear."""
+    config = tiny_config(model_type, **overrides)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                scale = 1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+                parameter.normal_(0.0, scale, generator=generator)
+            elif "bias" in name:
+                parameter.normal_(0.0, 0.2, generator=generator)
+            else:  # norms: around what they were initialised to
+                parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+    return model.eval()
+
+
+def build_tokenizer(vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """Byte-level BPE over a few sentences; any text round-trips. Fewer tokens than `vocab_size`
+    are possible: the rest of the model's vocabulary is then padding, as in real models."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer
+
+
+def write_tokenizer(directory: Path, *, chat_template: str | None = CHATML_TEMPLATE) -> None:
+    """tokenizer.json and tokenizer_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    build_tokenizer().save(str(directory / "tokenizer.json"))
+    fields: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS_TOKEN,
+        "eos_token": IM_END,
+        "pad_token": EOS_TOKEN,
+        "add_bos_token": False,
+    }
+    if chat_template is not None:
+        fields["chat_template"] = chat_template
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields, indent=2))
+
+
+def write_tiny_model(
+    directory: Path,
+    model_type: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
+    chat_template: str | None = CHATML_TEMPLATE,
+    **overrides: Any,
+) -> Path:
+    """A whole model directory: config, safetensors (sharded below `max_shard_size`), generation
+    config and tokenizer. Returns `directory`."""
+    model = tiny_model(model_type, seed=seed, **overrides).to(dtype)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    write_tokenizer(directory, chat_template=chat_template)
+    return directory
