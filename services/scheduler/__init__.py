@@ -1,1 +1,1 @@
-"""One replica of one model: queue, fairness, KV block accounting, step plans. Imports no torch."""
+"""The scheduler of one replica: see `batcher.py` for the engine, `service.py` for the process."""
