@@ -67,9 +67,9 @@ class ChoiceDelta:
 
     index: int
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[LogprobEntry, ...]
-    finish_reason: FinishReason | None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[LogprobEntry, ...] = ()
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

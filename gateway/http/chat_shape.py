@@ -1,11 +1,11 @@
 """Chat answers as OpenAI writes them: chat.completion and chat.completion.chunk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
-from gateway.http.shape import ChunkFrame, Head, WholeChoice, finite, usage_json
+from gateway.http.shape import ChunkFrame, Extras, Head, WholeChoice, finite, usage_json
 from gateway.text.vocabulary import display
 from gateway.tokens import ChoiceDelta, LogprobEntry, TopEntry, Usage
 
@@ -13,22 +13,25 @@ from gateway.tokens import ChoiceDelta, LogprobEntry, TopEntry, Usage
 class ChatShape:
     """Renders one chat answer."""
 
-    def __init__(self, head: Head, with_logprobs: bool, with_usage: bool) -> None:
+    def __init__(self, head: Head, extras: Extras) -> None:
         self._head = head
-        self._with_logprobs = with_logprobs
-        self._frame = ChunkFrame(head, "chat.completion.chunk", with_usage)
+        self._extras = extras
+        self._frame = ChunkFrame(head, "chat.completion.chunk", extras.usage)
 
     def opening(self, num_choices: int) -> bytes:
-        delta = b'{"role":"assistant","content":"","refusal":null}'
-        return b"".join(self._event(index, delta, (), None) for index in range(num_choices))
+        role = b'{"role":"assistant","content":"","refusal":null}'
+        return b"".join(
+            self._event(ChoiceDelta(index, ""), role, None) for index in range(num_choices)
+        )
 
     def chunk(self, delta: ChoiceDelta) -> bytes:
         events = b""
-        if delta.text or delta.logprobs:
+        if delta.text or delta.logprobs or (self._extras.token_ids and delta.token_ids):
             content = b'{"content":' + orjson.dumps(delta.text) + b"}"
-            events = self._event(delta.index, content, delta.logprobs, None)
+            events = self._event(delta, content, None)
         if delta.finish_reason is not None:
-            events += self._event(delta.index, b"{}", (), delta.finish_reason.value)
+            end = ChoiceDelta(delta.index, "")
+            events += self._event(end, b"{}", delta.finish_reason.value)
         return events
 
     def usage(self, usage: Usage) -> bytes:
@@ -52,19 +55,21 @@ class ChatShape:
         return {
             "index": choice.index,
             "message": message,
-            "logprobs": logprobs_json(choice.logprobs) if self._with_logprobs else None,
+            "logprobs": logprobs_json(choice.logprobs) if self._extras.logprobs else None,
             "finish_reason": choice.finish_reason.value if choice.finish_reason else None,
+            **({"token_ids": choice.token_ids} if self._extras.token_ids else {}),
         }
 
-    def _event(
-        self, index: int, delta: bytes, entries: Sequence[LogprobEntry], finish: str | None
-    ) -> bytes:
-        logprobs = orjson.dumps(logprobs_json(entries)) if entries else b"null"
+    def _event(self, delta: ChoiceDelta, rendered: bytes, finish: str | None) -> bytes:
+        logprobs = orjson.dumps(logprobs_json(delta.logprobs)) if delta.logprobs else b"null"
         reason = b"null" if finish is None else b'"%s"' % finish.encode()
-        return self._frame.event(
-            b'{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":%s}'
-            % (index, delta, logprobs, reason)
+        choice = b'{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":%s}' % (
+            delta.index,
+            rendered,
+            logprobs,
+            reason,
         )
+        return self._frame.event(self._extras.choice(choice, delta.token_ids))
 
 
 def logprobs_json(entries: Iterable[LogprobEntry]) -> dict[str, Any]:

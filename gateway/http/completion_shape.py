@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from gateway.http.shape import ChunkFrame, Head, WholeChoice, finite, usage_json
+from gateway.http.shape import ChunkFrame, Extras, Head, WholeChoice, finite, usage_json
 from gateway.text.vocabulary import display
 from gateway.tokens import ChoiceDelta, LogprobEntry, Usage
 
@@ -17,23 +17,23 @@ class CompletionShape:
         echo: for each choice, the prompt's text that goes before it; empty: none.
     """
 
-    def __init__(
-        self, head: Head, with_logprobs: bool, with_usage: bool, echo: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, head: Head, extras: Extras, echo: Sequence[str] = ()) -> None:
         self._head = head
-        self._with_logprobs = with_logprobs
+        self._extras = extras
         self._echo = echo
-        self._frame = ChunkFrame(head, "text_completion", with_usage)
+        self._frame = ChunkFrame(head, "text_completion", extras.usage)
 
     def opening(self, num_choices: int) -> bytes:
-        return b"".join(self._event(i, text, (), None) for i, text in enumerate(self._echo))
+        return b"".join(
+            self._event(ChoiceDelta(i, text), None) for i, text in enumerate(self._echo)
+        )
 
     def chunk(self, delta: ChoiceDelta) -> bytes:
         events = b""
-        if delta.text or delta.logprobs:
-            events = self._event(delta.index, delta.text, delta.logprobs, None)
+        if delta.text or delta.logprobs or (self._extras.token_ids and delta.token_ids):
+            events = self._event(delta, None)
         if delta.finish_reason is not None:
-            events += self._event(delta.index, "", (), delta.finish_reason.value)
+            events += self._event(ChoiceDelta(delta.index, ""), delta.finish_reason.value)
         return events
 
     def usage(self, usage: Usage) -> bytes:
@@ -57,19 +57,21 @@ class CompletionShape:
         return {
             "index": choice.index,
             "text": echo + "".join(choice.text),
-            "logprobs": logprobs_json(choice.logprobs) if self._with_logprobs else None,
+            "logprobs": logprobs_json(choice.logprobs) if self._extras.logprobs else None,
             "finish_reason": choice.finish_reason.value if choice.finish_reason else None,
+            **({"token_ids": choice.token_ids} if self._extras.token_ids else {}),
         }
 
-    def _event(
-        self, index: int, text: str, entries: Sequence[LogprobEntry], finish: str | None
-    ) -> bytes:
-        logprobs = orjson.dumps(logprobs_json(entries)) if entries else b"null"
+    def _event(self, delta: ChoiceDelta, finish: str | None) -> bytes:
+        logprobs = orjson.dumps(logprobs_json(delta.logprobs)) if delta.logprobs else b"null"
         reason = b"null" if finish is None else b'"%s"' % finish.encode()
-        return self._frame.event(
-            b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
-            % (index, orjson.dumps(text), logprobs, reason)
+        choice = b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}' % (
+            delta.index,
+            orjson.dumps(delta.text),
+            logprobs,
+            reason,
         )
+        return self._frame.event(self._extras.choice(choice, delta.token_ids))
 
 
 def logprobs_json(entries: Iterable[LogprobEntry]) -> dict[str, Any]:

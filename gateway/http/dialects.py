@@ -7,7 +7,7 @@ from gateway.http.chat_shape import ChatShape
 from gateway.http.completion_body import CompletionBody
 from gateway.http.completion_shape import CompletionShape
 from gateway.http.parsing import parse_body
-from gateway.http.shape import Head, Shape
+from gateway.http.shape import Extras, Head, Shape
 from gateway.reply import Reply
 from gateway.request import Conversation, GenerationRequest
 from infermesh.errors import InvalidRequest
@@ -20,13 +20,12 @@ class ChatCall:
     request: GenerationRequest
     stream: bool
     ignored: str
-    with_logprobs: bool
-    with_usage: bool
+    extras: Extras
     id_prefix: str = "chatcmpl-"
 
     def shape(self, head: Head, reply: Reply) -> Shape:
         del reply
-        return ChatShape(head, self.with_logprobs, self.with_usage)
+        return ChatShape(head, self.extras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,12 @@ class CompletionCall:
     request: GenerationRequest
     stream: bool
     ignored: str
-    with_logprobs: bool
-    with_usage: bool
+    extras: Extras
     echo: bool
     id_prefix: str = "cmpl-"
 
     def shape(self, head: Head, reply: Reply) -> Shape:
-        return CompletionShape(head, self.with_logprobs, self.with_usage, self._echo(reply))
+        return CompletionShape(head, self.extras, self._echo(reply))
 
     def _echo(self, reply: Reply) -> list[str]:
         if not self.echo:
@@ -62,8 +60,7 @@ def parse_chat(raw: bytes, fallback_max_tokens: int | None) -> ChatCall:
         request=body.request(fallback_max_tokens),
         stream=bool(body.stream),
         ignored=body.ignored(),
-        with_logprobs=bool(body.logprobs),
-        with_usage=_with_usage(body),
+        extras=_extras(body, bool(body.logprobs)),
     )
 
 
@@ -74,10 +71,13 @@ def parse_completion(raw: bytes) -> CompletionCall:
         request=body.request(),
         stream=bool(body.stream),
         ignored=body.ignored(),
-        with_logprobs=body.logprobs is not None,
-        with_usage=_with_usage(body),
+        extras=_extras(body, body.logprobs is not None),
         echo=bool(body.echo),
     )
+
+
+def _extras(body: ChatBody | CompletionBody, logprobs: bool) -> Extras:
+    return Extras(logprobs, _with_usage(body), bool(body.return_token_ids))
 
 
 def _with_usage(body: ChatBody | CompletionBody) -> bool:

@@ -56,6 +56,7 @@ class CommonBody(BaseModel):
     min_tokens: int | None = ranged("min_tokens")
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
     priority: Literal["low", "normal", "high"] | None = None
 
     def options(

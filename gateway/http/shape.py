@@ -1,6 +1,6 @@
 """What chat and completion answers have in common: their head, their parts, their usage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,21 @@ class Head:
     system_fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an answer has beside its text, where the client asked for it."""
+
+    logprobs: bool = False
+    usage: bool = False
+    token_ids: bool = False
+
+    def choice(self, rendered: bytes, token_ids: Sequence[int]) -> bytes:
+        """A choice given as a JSON object, with its token ids."""
+        if not self.token_ids:
+            return rendered
+        return rendered[:-1] + b',"token_ids":' + orjson.dumps(list(token_ids)) + b"}"
+
+
 @dataclass(slots=True)
 class WholeChoice:
     """One choice put together from its deltas."""
@@ -31,12 +46,14 @@ class WholeChoice:
     index: int
     text: list[str] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def add(self, delta: ChoiceDelta) -> None:
         """Appends a delta."""
         self.text.append(delta.text)
         self.logprobs.extend(delta.logprobs)
+        self.token_ids.extend(delta.token_ids)
         self.finish_reason = delta.finish_reason
 
 
