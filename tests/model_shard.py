@@ -280,7 +280,8 @@ class ModelShard:
             cell = self.kv.get((block, position % self.block_size))
             _must(cell is not None, f"position {position} of block {block} was never computed")
             if cell == TAINT:
-                return self._start_tainted(new)
+                self._start_tainted(new)
+                return
             token_id, at, recorded = cell
             state = chain(state, token_id)
             _must(at == position, f"block {block} holds position {at}, not {position}")

@@ -5,6 +5,7 @@ Pure; raises the error that the gateway is told. Making a request of it is `Requ
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from infermesh.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, QueueFull
@@ -67,13 +68,19 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
         raise InvalidRequest("choices is empty: at least one choice", param="n")
     if len({index for index, _ in submission.choices}) < len(submission.choices):
         raise InvalidRequest("choices name an index twice", param="n")
-    for token_ids in (submission.prompt_token_ids, *(out for _, out in submission.choices)):
+    named: list[tuple[str, Collection[int]]] = [
+        ("prompt", submission.prompt_token_ids),
+        ("stop_token_ids", submission.stop_token_ids),
+        ("logit_bias", submission.sampling.token_ids),
+        *(("choices", output) for _, output in submission.choices),
+    ]
+    for param, token_ids in named:  # one such id could bring the device down
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-            raise InvalidRequest(f"a token id is outside 0 to {vocab_size - 1}", param="prompt")
-        if len(token_ids) > model.max_model_len:
-            raise ContextLengthExceeded(
-                f"{len(token_ids)} tokens exceed the context of {model.max_model_len}"
+            raise InvalidRequest(
+                f"{param} has a token id outside 0 to {vocab_size - 1}", param=param
             )
+    if submission.min_tokens < 0 or (submission.max_tokens or 0) < 0:
+        raise InvalidRequest("min_tokens and max_tokens are 0 or more", param="max_tokens")
 
 
 def check_load(

@@ -54,6 +54,8 @@ class Sampling:
 
     wire: object
     needs_history: bool
+    # That it names, in logit_bias.
+    token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ class Stats:
         self._step = histogram("step_seconds", "from a step's planning to its result")
         self._queue = histogram("request_queue_seconds", "from arrival to the first step")
         self._ttft = histogram(
-            "time_to_first_token_seconds", "from arrival at the replica to the first token"
+            "replica_time_to_first_token_seconds", "from arrival at the replica to the first token"
         )
 
     def accepted(self, num_prompt_tokens: int) -> None:

@@ -66,4 +66,5 @@ def _new_sequence(place: Placement, num_computed: int) -> shard_service_pb2.NewS
         min_tokens=stop.min_tokens,
         suppressed_token_ids=sorted(stop.token_ids) if stop.min_tokens else (),
         penalty_token_ids=sequence.token_ids if request.sampling.needs_history else (),
+        traceparent=request.traceparent,
     )

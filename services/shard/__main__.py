@@ -16,7 +16,7 @@ def main() -> int:
     except config.ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    host.keep_freed_memory()
+    host.prepare_process()
     return lifecycle.run(
         lambda: ShardService(settings.shard), settings.telemetry, settings.shard.drain_grace_s
     )

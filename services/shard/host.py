@@ -8,6 +8,7 @@ from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_BYTES_PER_THREAD = 32 << 20
 
 
 def physical_cores() -> int:
@@ -39,12 +40,25 @@ def available_memory_bytes() -> int:
     return available
 
 
-def keep_freed_memory() -> None:
+def prepare_process() -> None:
+    """Settings of the C libraries beneath torch; to be called before torch is imported."""
+    # Threads that spin at OpenMP's barriers make a step 40 times slower once another process wants
+    # a core; gateway and scheduler do. Asleep they cost a few microseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _keep_freed_memory()
+
+
+def num_threads(weight_bytes: int) -> int:
+    """Threads for a model of this size: splitting a small product costs more than it saves."""
+    return max(1, min(physical_cores(), weight_bytes // _BYTES_PER_THREAD))
+
+
+def _keep_freed_memory() -> None:
     """Tells glibc to keep what is freed instead of returning it to the system.
 
     Else each large temporary of a step is mapped and faulted in anew, which costs several times
-    its arithmetic. To be called before threads have arenas of their own, whose chunks are limited;
-    does nothing on another C library.
+    its arithmetic. Before threads have arenas of their own, whose chunks are limited. Does nothing
+    on another C library.
     """
     m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

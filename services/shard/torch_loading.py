@@ -18,7 +18,7 @@ from services.shard import sizing
 from services.shard.checkpoint import Checkpoint
 from services.shard.domain import LoadSpec
 from services.shard.forward import ATTENTION_NAME, ForwardPass, register
-from services.shard.host import available_memory_bytes, physical_cores
+from services.shard.host import available_memory_bytes, num_threads, physical_cores
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
 from services.shard.torch_engine import TorchEngine
@@ -33,9 +33,10 @@ _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float
 class TorchLoader:
     """Builds one engine; the caller wraps it with files, hashes and manifest."""
 
-    def __init__(self, device: str, num_threads: int) -> None:
+    def __init__(self, device: str, fixed_threads: int) -> None:
         """Raises InvalidRequest for a device that is not here."""
-        torch.set_num_threads(num_threads or physical_cores())
+        self._fixed_threads = fixed_threads
+        torch.set_num_threads(fixed_threads or physical_cores())
         self.device = choose_device(device)
 
     def choose_dtype(
@@ -97,6 +98,8 @@ class TorchLoader:
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
         """The engine with its KV pool. Raises OutOfMemory."""
+        weight_bytes = num_parameters(model) * dtype.itemsize
+        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes))
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,

@@ -167,10 +167,9 @@ def _is_centred_at_zero(model: nn.Module, name: str) -> bool:
 
 def _tile(flat: torch.Tensor, noise: torch.Tensor, offset: int) -> int:
     """Fills `flat` with the noise from `offset` on, round and round; returns the next offset."""
-    done = 0
-    while done < flat.numel():
-        size = min(flat.numel() - done, len(noise) - offset)
-        flat[done : done + size] = noise[offset : offset + size]
-        done += size
-        offset = (offset + size) % len(noise)
-    return offset
+    head = min(flat.numel(), (len(noise) - offset) % len(noise))
+    flat[:head] = noise[offset : offset + head]
+    whole, rest = divmod(flat.numel() - head, len(noise))
+    flat[head : flat.numel() - rest].view(whole, len(noise)).copy_(noise)
+    flat[flat.numel() - rest :] = noise[:rest]
+    return (offset + flat.numel()) % len(noise)

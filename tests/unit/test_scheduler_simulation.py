@@ -270,7 +270,7 @@ def test_choices_share_their_prompt_when_n_is_four(caching: bool, prompt_len: in
     while world.send():
         computed += sum(r.num_tokens for r in world.shard.queue[-1].rows if r.token_ids)
         world.answer()
-    assert computed == prompt_len + (3 if prompt_len > 1 else 3)  # each fork: its last token
+    assert computed == prompt_len + 3  # each fork: the last token
     world.run()
     world.check_outputs()
 

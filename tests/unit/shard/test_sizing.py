@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.shard.domain import LoadSpec
-from services.shard.host import available_memory_bytes, physical_cores
+from services.shard.host import available_memory_bytes, num_threads, physical_cores
 from services.shard.sizing import cpu_kv_budget, cuda_kv_budget, size
 
 GIB = 1 << 30
@@ -45,6 +45,11 @@ def test_size_stays_within_budget_and_need_when_nothing_is_asked_for(
     longest = min(model_len, wanted_len or model_len)
     assert blocks <= num_seqs * -(-longest // block_size)
     assert 0 < sized.max_model_len <= min(longest, blocks * block_size)
+
+
+def test_threads_grow_with_the_model_when_cores_allow() -> None:
+    assert num_threads(20 << 20) == 1
+    assert num_threads(1 << 40) == physical_cores()
 
 
 def test_host_gives_at_least_one_core_and_some_memory() -> None:
