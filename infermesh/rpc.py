@@ -4,7 +4,8 @@ Owns no service. Addresses are `host:port` or `unix:/path`.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -162,11 +163,13 @@ def _wrap_unary(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     return call
 
 
-def _wrap_stream(inner: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+def _wrap_stream(inner: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Awaitable[None]]:
+    async def call(request: Any, context: Any) -> None:
         try:
-            async for response in inner(request, context):
-                yield response
+            # Closed here, in the call's own task, however the call ends.
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
         except grpc.aio.AbortError:
             raise
         except Exception as exc:

@@ -46,5 +46,5 @@ def setup(service: str, level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn.access"):
+    for chatty in ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

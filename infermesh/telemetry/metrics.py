@@ -37,15 +37,19 @@ class NoMetric:
     def observe(self, value: float) -> None: ...
 
 
-_made: dict[str, Any] = {}
+# name -> (kind and labels, metric)
+_made: dict[str, tuple[tuple[str, tuple[str, ...]], Any]] = {}
 
 
 def _make(kind: str, name: str, doc: str, labels: Sequence[str], **more: Any) -> Any:
     if prometheus is None:
         return NoMetric()
     if name not in _made:
-        _made[name] = getattr(prometheus, kind)(PREFIX + name, doc, tuple(labels), **more)
-    return _made[name]
+        made = getattr(prometheus, kind)(PREFIX + name, doc, tuple(labels), **more)
+        _made[name] = ((kind, tuple(labels)), made)
+    shape, metric = _made[name]
+    assert shape == (kind, tuple(labels)), f"two metrics are named {name}"
+    return metric
 
 
 def counter(name: str, doc: str, labels: Sequence[str] = ()) -> Metric:

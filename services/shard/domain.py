@@ -75,6 +75,7 @@ class NewSequence:
     min_tokens: int = 0
     suppressed_token_ids: Sequence[int] = ()
     penalty_token_ids: Sequence[int] = ()
+    traceparent: str = ""
 
 
 class RowSource(enum.Enum):

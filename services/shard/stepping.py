@@ -8,6 +8,7 @@ from collections.abc import Callable
 from services.shard.domain import RowOutcome, RowStatus, Step, StepOutcome, Timings
 from services.shard.engine import Draw, LoadedModel
 from services.shard.slots import ActiveRow, SlotTable
+from services.shard.spans import SequenceSpans
 
 _MAX_UINT32 = 2**32 - 1
 
@@ -19,6 +20,7 @@ class StepRunner:
         self._engine = model.engine
         self._now_s = now_s
         self.num_executed = 0
+        self._spans = SequenceSpans()
         self.slots = SlotTable(
             model.capacity, model.manifest.max_model_len, model.manifest.vocab_size
         )
@@ -26,6 +28,7 @@ class StepRunner:
     def reset(self) -> None:
         """A new epoch: every slot is empty, the blocks stay."""
         self.slots.reset()
+        self._spans.reset()
 
     def execute(self, step: Step, idle_s: float) -> StepOutcome:
         """Runs one step.
@@ -36,6 +39,7 @@ class StepRunner:
         """
         start_s = self._now_s()
         applied = self.slots.apply(step)
+        self._spans.begin(step)
         if applied.block_copies:
             self._engine.copy_blocks(applied.block_copies)
         outcomes = applied.outcomes
@@ -45,6 +49,7 @@ class StepRunner:
             sample_s = computed.sample_s
             for row, draw in zip(applied.active, computed.draws, strict=True):
                 outcomes[row.index] = self._settle(row, draw)
+        self._spans.ran(step)
         self.num_executed += 1
         return StepOutcome(
             step.epoch,

@@ -80,6 +80,7 @@ def _new_sequence(new: pb.NewSequence) -> NewSequence:
         min_tokens=new.min_tokens,
         suppressed_token_ids=tuple(new.suppressed_token_ids),
         penalty_token_ids=tuple(new.penalty_token_ids),
+        traceparent=new.traceparent,
     )
 
 

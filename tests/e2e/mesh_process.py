@@ -1,5 +1,7 @@
 """A whole mesh started as a user starts it, and the questions tests ask of it from outside."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

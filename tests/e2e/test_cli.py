@@ -79,7 +79,7 @@ def unreachable_hub_model(tmp_path: Path) -> list[str]:
         (unsupported_model, ["mamba", "llama"]),
         (torn_config, ["infermesh.toml", "not valid TOML"]),
         (unknown_key, ["scheduler.windows", "scheduler.window"]),
-        (public_bind, ["0.0.0.0", "loopback"]),
+        (public_bind, ["0.0.0.0", "127.0.0.1"]),
         (absent_model, ["./nowhere"]),
         (unreachable_hub_model, ["nobody/nothing-here"]),
     ],

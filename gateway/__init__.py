@@ -1,0 +1,3 @@
+"""The public edge: OpenAI's HTTP API and gRPC in front of a mesh of replicas. Sees text; never a
+weight, never a batch.
+"""

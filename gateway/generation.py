@@ -1,0 +1,213 @@
+"""One generation as it grows, and everyone who reads it.
+
+Owns the tokens of a job. One driver (see `failover`) writes, any number of readers follow at their
+own pace from the first token on. Writing never waits for a reader.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from gateway import metrics
+from gateway.request import Job, ReplicaId
+from gateway.tokens import Finish, TokenLogprobs
+from infermesh.errors import Cancelled, MeshError, ProtocolViolation, SlowConsumer
+
+
+@dataclass(slots=True)
+class ChoiceLog:
+    """All of one choice so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: Finish | None = None
+    last_token_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceNews:
+    """What a reader had not seen of one choice."""
+
+    choice: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+    finish: Finish | None
+
+
+class Reader:
+    """One subscriber: where it is in each choice, and the event that wakes it.
+
+    A reader that falls `max_unread` tokens behind is dropped with SLOW_CONSUMER; what was there
+    when it joined does not count.
+    """
+
+    def __init__(self, generation: "Generation", wake: asyncio.Event, max_unread: int) -> None:
+        self._generation = generation
+        self._positions = [0] * len(generation.choices)
+        self._finish_seen = [False] * len(generation.choices)
+        self._num_read = 0
+        self._num_at_join = generation.num_tokens
+        self._max_unread = max_unread
+        self._error: MeshError | None = None
+        self.wake = wake
+
+    @property
+    def generation(self) -> "Generation":
+        return self._generation
+
+    @property
+    def admitted(self) -> bool:
+        """A scheduler has accepted the job.
+
+        Raises:
+            MeshError: it failed before or after.
+        """
+        self._raise_error()
+        return self._generation.accepted
+
+    def take(self) -> list[ChoiceNews]:
+        """Everything new, choices with nothing new left out.
+
+        Raises:
+            MeshError: the generation failed, or this reader was too slow; only once everything
+                before has been taken.
+        """
+        news = []
+        for index, choice in enumerate(self._generation.choices):
+            start = self._positions[index]
+            token_ids = choice.token_ids[start:]
+            ended = choice.finish is not None and not self._finish_seen[index]
+            if not token_ids and not ended:
+                continue
+            self._positions[index] += len(token_ids)
+            self._finish_seen[index] = ended
+            self._num_read += len(token_ids)
+            news.append(ChoiceNews(index, token_ids, choice.logprobs[start:], choice.finish))
+        if not news:
+            self._raise_error()
+        return news
+
+    def close(self) -> None:
+        """Stops reading; the generation ends with its last reader. Harmless when repeated."""
+        self._generation.leave(self)
+
+    def on_growth(self) -> bool:
+        """Wakes the reader; False where it has fallen too far behind."""
+        self.wake.set()
+        unread = self._generation.num_tokens - max(self._num_read, self._num_at_join)
+        if unread <= self._max_unread:
+            return True
+        self._error = SlowConsumer(
+            f"the client left {unread} tokens unread; at most {self._max_unread} are kept for it"
+        )
+        return False
+
+    def _raise_error(self) -> None:
+        error = self._error or self._generation.error
+        if error is not None:
+            raise error
+
+
+class Generation:
+    """The log of one job's choices.
+
+    Args:
+        clock: monotonic seconds.
+        on_abandoned: called when the last reader left before the end.
+    """
+
+    def __init__(self, job: Job, clock: Callable[[], float]) -> None:
+        self.job = job
+        self.choices = [ChoiceLog() for _ in range(job.num_choices)]
+        self.num_tokens = 0
+        self.accepted = False
+        self.error: MeshError | None = None
+        self.replica_ids: list[ReplicaId] = []  # one per attempt that was accepted
+        self.on_abandoned: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._readers: list[Reader] = []
+
+    @property
+    def ended(self) -> bool:
+        """Failed, or every choice has finished."""
+        return self.error is not None or all(c.finish is not None for c in self.choices)
+
+    @property
+    def num_readers(self) -> int:
+        return len(self._readers)
+
+    def join(self, wake: asyncio.Event, max_unread: int) -> Reader:
+        """A new reader, from the first token on."""
+        reader = Reader(self, wake, max_unread)
+        self._readers.append(reader)
+        wake.set()
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """The reader is gone; with the last one, so is the reason to go on."""
+        if reader not in self._readers:
+            return
+        self._readers.remove(reader)
+        if not self._readers and not self.ended:
+            self.error = Cancelled("nobody reads this generation any more")
+            self.on_abandoned()
+
+    def accept(self, replica_id: ReplicaId) -> None:
+        """A scheduler has taken the job, or its resumption."""
+        self.accepted = True
+        self.replica_ids.append(replica_id)
+        self._wake_all()
+
+    def extend(
+        self,
+        choice: int,
+        start: int,
+        token_ids: Sequence[int],
+        logprobs: Sequence[TokenLogprobs],
+    ) -> None:
+        """Appends what a scheduler delivered.
+
+        Raises:
+            ProtocolViolation: it does not begin where the last delivery ended.
+        """
+        if not 0 <= choice < len(self.choices):
+            raise ProtocolViolation(f"a delta names choice {choice} of {len(self.choices)}")
+        log = self.choices[choice]
+        if log.finish is not None or start != len(log.token_ids):
+            raise ProtocolViolation(
+                f"a delta of choice {choice} starts at token {start}; {len(log.token_ids)} are "
+                f"there{' and it has finished' if log.finish else ''}"
+            )
+        if len(logprobs) != (0 if self.job.sampling.top_logprobs is None else len(token_ids)):
+            raise ProtocolViolation(f"a delta has {len(logprobs)} logprobs for its tokens")
+        log.token_ids.extend(token_ids)
+        log.logprobs.extend(logprobs)
+        self.num_tokens += len(token_ids)
+        self._time(log, len(token_ids))
+        self._wake_all()
+
+    def finish(self, choice: int, finish: Finish) -> None:
+        """One choice has ended."""
+        if not 0 <= choice < len(self.choices) or self.choices[choice].finish is not None:
+            raise ProtocolViolation(f"choice {choice} finished twice, or is none of this request")
+        self.choices[choice].finish = finish
+        self._wake_all()
+
+    def fail(self, error: MeshError) -> None:
+        """The job can't be finished; readers get the error after what is there."""
+        self.error = error
+        self._wake_all()
+
+    def open_choices(self) -> list[int]:
+        """Choices that have not finished."""
+        return [i for i, choice in enumerate(self.choices) if choice.finish is None]
+
+    def _time(self, log: ChoiceLog, num_new: int) -> None:
+        now = self._clock()
+        if log.last_token_at is not None and num_new:
+            metrics.INTER_TOKEN_LATENCY.observe((now - log.last_token_at) / num_new)
+        log.last_token_at = now
+
+    def _wake_all(self) -> None:
+        for reader in [r for r in self._readers if not r.on_growth()]:
+            self.leave(reader)

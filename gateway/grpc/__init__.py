@@ -1,0 +1,1 @@
+"""InferenceService over gRPC: translates, and leaves the deciding to the pipeline."""

@@ -1,0 +1,124 @@
+"""InferenceService: the pipeline over gRPC. Errors are the kit's interceptor's to map."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from gateway import metrics
+from gateway.grpc import translate
+from gateway.http.call import draw_request_id
+from gateway.pipeline import Pipeline
+from gateway.request import Call, GenerationRequest, Prompt
+from infermesh import rpc
+from infermesh.errors import MeshError
+from infermesh.telemetry import tracing
+from infermesh.v1 import inference_service_pb2 as pb
+from infermesh.v1.inference_service_pb2_grpc import InferenceServiceServicer
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
+
+
+class InferenceServicer(InferenceServiceServicer):
+    """Serves internal backends."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def Generate(  # gRPC's name
+        self, request: pb.GenerateRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        parsed = translate.generate_from_pb(request)
+        with_ids = request.options.return_token_ids
+        async for response in self._answer(
+            "grpc_generate", parsed, with_ids, context, pb.GenerateResponse
+        ):
+            yield response
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
+        parsed = translate.chat_from_pb(request)
+        with_ids = request.options.return_token_ids
+        async for response in self._answer("grpc_chat", parsed, with_ids, context, pb.ChatResponse):
+            yield response
+
+    async def CountTokens(
+        self, request: pb.CountTokensRequest, context: Any
+    ) -> pb.CountTokensResponse:
+        model = self._pipeline.fleet.resolve(request.model)
+        prompt: Prompt = request.text
+        if request.messages:
+            prompt = translate.conversation_from_pb(request.messages)
+        token_ids = await self._pipeline.tokenise(prompt, model)
+        return pb.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=self._models())
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        self._pipeline.fleet.resolve(request.model)
+        return pb.GetModelResponse(model=next(m for m in self._models() if m.id == request.model))
+
+    def _models(self) -> list[pb.Model]:
+        fleet = self._pipeline.fleet
+        names = fleet.names().items()
+        return translate.models_to_pb((n, m, fleet.num_ready(m.model_id)) for n, m in names)
+
+    async def _answer(
+        self,
+        endpoint: str,
+        request: GenerationRequest,
+        with_ids: bool,
+        context: Any,
+        make: Callable[..., Response],
+    ) -> AsyncIterator[Response]:
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = draw_request_id(metadata.get("x-request-id"))
+        status = grpc.StatusCode.CANCELLED.name
+        try:
+            with tracing.span(f"gateway.{endpoint}", traceparent=metadata.get("traceparent")):
+                call = _call(endpoint, request_id, metadata, context)
+                async for batch in self._stream(request, call, with_ids, context):
+                    yield make(request_id=request_id, **batch)
+            status = grpc.StatusCode.OK.name
+        except MeshError as error:
+            status = error.grpc_code.name
+            raise
+        finally:
+            metrics.REQUESTS.labels(endpoint, status).inc()
+
+    async def _stream(
+        self, request: GenerationRequest, call: Call, with_ids: bool, context: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        reply = await self._pipeline.open(request, call)
+        reply.record.stream = True
+        failure: BaseException | None = None
+        try:
+            await context.send_initial_metadata((("x-request-id", call.request_id),))
+            model = reply.model.model_id
+            async for batch in reply.batches():
+                choices = [translate.delta_to_pb(delta, with_ids) for delta in batch]
+                yield {"model": model, "choices": choices}
+            context.set_trailing_metadata((("infermesh-waterfall", reply.waterfall),))
+            yield {"model": model, "usage": translate.usage_to_pb(reply.usage())}
+        except BaseException as exc:
+            failure = exc
+            raise
+        finally:
+            self._pipeline.finish(reply, failure)
+
+
+def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any) -> Call:
+    scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+    remaining_s = rpc.deadline_s(context)
+    now = asyncio.get_running_loop().time()
+    return Call(
+        request_id=request_id,
+        endpoint=endpoint,
+        credential=token if scheme.lower() == "bearer" and token else None,
+        deadline=None if remaining_s is None else now + remaining_s,
+        traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
+    )

@@ -1,0 +1,78 @@
+"""What a request's headers say: its id, credential, trace, deadline; and its body, up to a size."""
+
+import asyncio
+import re
+import uuid
+
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.request import Call, RequestId
+from infermesh.errors import Cancelled, InvalidRequest, RequestTooLarge
+from infermesh.telemetry import tracing
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TIMEOUT_HEADER = "x-request-timeout-s"
+
+
+def draw_request_id(given: str | None) -> RequestId:
+    """The client's own id where it is fit for logs and headers, else a new one."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return RequestId(given)
+    return RequestId(uuid.uuid4().hex)
+
+
+def call_of(request: Request, endpoint: str) -> Call:
+    """The circumstances of a request, inside its server span.
+
+    Raises:
+        InvalidRequest: the timeout header is no positive number.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return Call(
+        request_id=request.state.request_id,
+        endpoint=endpoint,
+        credential=token if scheme.lower() == "bearer" and token else None,
+        deadline=_deadline(request),
+        traceparent=tracing.current_traceparent() or request.headers.get("traceparent", ""),
+    )
+
+
+def _deadline(request: Request) -> float | None:
+    given = request.headers.get(_TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise InvalidRequest(
+            f"{_TIMEOUT_HEADER} is {given[:40]!r}; it must be a number of seconds above 0",
+            param=_TIMEOUT_HEADER,
+        )
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        RequestTooLarge: it is longer than allowed; found out without reading all of it.
+    """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+    except ClientDisconnect:
+        raise Cancelled("the client went away before its body had come") from None
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {max_bytes} bytes")

@@ -1,0 +1,98 @@
+"""GET /v1/models and /v1/models/{id}; POST /tokenize and /detokenize."""
+
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.fleet import Fleet
+from gateway.http.call import read_body
+from gateway.http.chat_body import ChatMessage, conversation
+from gateway.http.parsing import parse_body
+from gateway.ranges import check_token_ids
+from gateway.served_model import ServedModel
+from infermesh.errors import InvalidRequest
+
+
+class TokenizeBody(BaseModel):
+    """Text as a completion's prompt, or messages as a chat's."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """Token ids to turn into text."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class ModelEndpoints:
+    """What can be asked of models without generating."""
+
+    def __init__(self, fleet: Fleet, max_request_bytes: int) -> None:
+        self._fleet = fleet
+        self._max_request_bytes = max_request_bytes
+
+    async def list(self, request: Request) -> Response:
+        """Every name that is served now."""
+        del request
+        data = [_model_json(name, model) for name, model in self._fleet.names().items()]
+        return _json({"object": "list", "data": data})
+
+    async def get(self, request: Request) -> Response:
+        """One model."""
+        name = request.path_params["model"]
+        return _json(_model_json(name, self._fleet.resolve(name)))
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a prompt or a conversation, as a generation would see them."""
+        raw = await read_body(request, self._max_request_bytes)
+        body = parse_body(TokenizeBody, raw)
+        model = self._model(body.model)
+        if body.messages is not None:
+            chat = conversation(body.messages, body.chat_template_kwargs)
+            tokens = await model.text.encode_chat(chat.messages, chat.template_kwargs)
+        elif body.prompt is not None:
+            tokens = await model.text.encode(
+                body.prompt, add_special_tokens=body.add_special_tokens
+            )
+        else:
+            raise InvalidRequest("prompt is required", param="prompt")
+        return _json({"tokens": tokens, "count": len(tokens), "max_model_len": model.max_model_len})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids, special tokens included."""
+        raw = await read_body(request, self._max_request_bytes)
+        body = parse_body(DetokenizeBody, raw)
+        model = self._model(body.model)
+        check_token_ids("tokens", body.tokens, model.vocab_size)
+        return _json({"prompt": model.text.decode(body.tokens, skip_special_tokens=False)})
+
+    def _model(self, name: str | None) -> ServedModel:
+        return self._fleet.default_model() if name is None else self._fleet.resolve(name)
+
+
+def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created_unix_s,
+        "owned_by": "infermesh",
+        "root": model.model_id,
+        "max_model_len": model.max_model_len,
+    }
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

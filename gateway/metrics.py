@@ -1,0 +1,23 @@
+"""What the gateway counts; labels are bounded."""
+
+from infermesh.telemetry import metrics
+
+REQUESTS = metrics.counter("requests_total", "requests answered", ("endpoint", "status"))
+REQUEST_DURATION = metrics.histogram(
+    "request_duration_seconds", "from arrival to the last byte", ("endpoint",)
+)
+TIME_TO_FIRST_TOKEN = metrics.histogram(
+    "time_to_first_token_seconds", "from arrival to the first token", ("endpoint",)
+)
+INTER_TOKEN_LATENCY = metrics.histogram(
+    "inter_token_latency_seconds", "between tokens of a choice, as schedulers deliver them"
+)
+PROMPT_TOKENS = metrics.counter("prompt_tokens_total", "prompt tokens of answered requests")
+COMPLETION_TOKENS = metrics.counter("completion_tokens_total", "tokens billed to clients")
+INFLIGHT = metrics.gauge("requests_inflight", "requests being answered")
+SINGLE_FLIGHT_HITS = metrics.counter(
+    "single_flight_hits_total", "requests that joined a running generation"
+)
+FAILOVERS = metrics.counter("failovers_total", "attempts that were resumed elsewhere", ("reason",))
+REPLICA_READY = metrics.gauge("replica_ready", "1: requests are routed there", ("replica",))
+REPLICA_INFLIGHT = metrics.gauge("replica_inflight", "this gateway's requests there", ("replica",))

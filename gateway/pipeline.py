@@ -1,0 +1,218 @@
+"""One request from the edge to its admission by a scheduler: the stages of the mesh, in order.
+
+Both edges, HTTP and gRPC, are in front of this; it knows neither.
+"""
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from gateway import metrics
+from gateway.admission import Admission
+from gateway.failover import Driver
+from gateway.fleet import Fleet
+from gateway.generation import Generation
+from gateway.identity import Principal, identify
+from gateway.ranges import check, check_token_ids
+from gateway.records import Records, RequestRecord
+from gateway.reply import PromptReply, Reply
+from gateway.request import Call, Conversation, GenerationRequest, Job, Options, Prompt
+from gateway.resolve import resolve
+from gateway.served_model import ServedModel
+from gateway.single_flight import SingleFlight, may_share
+from infermesh.config import GatewayConfig
+from infermesh.errors import InvalidRequest, MeshError, as_mesh_error
+from infermesh.telemetry import logs
+
+_log = logs.get(__name__)
+MAX_PROMPTS = 256
+
+
+class Pipeline:
+    """Answers requests.
+
+    Args:
+        spawn: runs a coroutine in the background, as `TaskGroup.create_task` does.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        fleet: Fleet,
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
+        clock: Callable[[], float],
+    ) -> None:
+        self.fleet = fleet
+        self.admission = Admission(config.max_inflight_requests)
+        self.records = Records(clock)
+        self._config = config
+        self._spawn = spawn
+        self._running: dict[Generation, asyncio.Task[None]] = {}
+        self._clock = clock
+        self.flights = SingleFlight(
+            config.reuse_policy, config.slow_consumer_buffer_tokens, self._drive, clock
+        )
+
+    async def open(self, request: GenerationRequest, call: Call) -> Reply:
+        """Takes a request through every stage up to its admission; the caller closes the reply.
+
+        Raises:
+            MeshError: it was refused; nothing is held.
+        """
+        record = self.records.open(call.request_id, call.endpoint)
+        try:
+            check(request.options)
+            principal = self._identify(call, record)
+            self.admission.enter()
+        except MeshError as error:
+            self._settle(record, error)
+            raise
+        metrics.INFLIGHT.inc()
+        reply: Reply | None = None
+        try:
+            model = self.fleet.resolve(request.model)
+            jobs = await self._tokenise(request, model, call, principal, record)
+            reply = self._join(jobs, model, request.options, call, record)
+            await reply.admitted()
+        except BaseException as exc:  # a cancelled request must give its place back, too
+            self._settle(record, exc)
+            if reply is None:
+                self._leave()
+            else:
+                reply.close()
+            raise
+        return reply
+
+    async def tokenise(self, prompt: Prompt, model: ServedModel) -> list[int]:
+        """The token ids of one prompt."""
+        if isinstance(prompt, str):
+            return await model.text.encode(prompt)
+        if isinstance(prompt, Conversation):
+            return await model.text.encode_chat(prompt.messages, prompt.template_kwargs)
+        check_token_ids("prompt", prompt, model.vocab_size)
+        return list(prompt)
+
+    def finish(self, reply: Reply, error: BaseException | None = None) -> None:
+        """Accounts for a reply that has ended, well or not, and closes it."""
+        reply.close()
+        self._settle(reply.record, error)
+
+    def _identify(self, call: Call, record: RequestRecord) -> Principal:
+        principal = identify(call.credential)
+        record.authorised_at = self._clock()
+        return principal
+
+    async def _tokenise(
+        self,
+        request: GenerationRequest,
+        model: ServedModel,
+        call: Call,
+        principal: Principal,
+        record: RequestRecord,
+    ) -> list[Job]:
+        record.model = model.model_id
+        record.num_choices = len(request.prompts) * request.options.n
+        if not 1 <= len(request.prompts) <= MAX_PROMPTS:
+            raise InvalidRequest(
+                f"prompt has {len(request.prompts)} entries; between 1 and {MAX_PROMPTS} are "
+                "allowed",
+                param="prompt",
+            )
+        jobs = []
+        for prompt in request.prompts:
+            token_ids = await self.tokenise(prompt, model)
+            jobs.append(resolve(call, request.options, model, token_ids, principal, _draw_seed))
+        record.tokenized_at = self._clock()
+        return jobs
+
+    def _join(
+        self,
+        jobs: Sequence[Job],
+        model: ServedModel,
+        options: Options,
+        call: Call,
+        record: RequestRecord,
+    ) -> Reply:
+        """Each job's generation: one that runs already, or one that begins now."""
+        deadline = self._clock() + self._config.request_timeout_s
+        wake = asyncio.Event()
+        prompts: list[PromptReply] = []
+        for job in jobs:
+            if job.deadline is None and not may_share(job, self._config.reuse_policy):
+                # a shared generation may outlive the request that began it, any other may not
+                job = dataclasses.replace(job, deadline=deadline)
+            reader = self.flights.join(job, wake)
+            record.shared |= reader.generation.job.request_id != job.request_id
+            prompts.append(PromptReply(reader, model, options, len(prompts) * options.n))
+        return Reply(
+            model=model,
+            prompts=prompts,
+            wake=wake,
+            record=record,
+            deadline=deadline if call.deadline is None else min(deadline, call.deadline),
+            clock=self._clock,
+            on_close=self._leave,
+        )
+
+    def abandon(self, error: MeshError) -> None:
+        """Fails whatever is still generated; clients get the error as their last event."""
+        for generation, task in list(self._running.items()):
+            generation.fail(error)
+            task.cancel()
+
+    def _drive(self, generation: Generation) -> None:
+        task = self._spawn(self._run(generation))
+        self._running[generation] = task
+        task.add_done_callback(lambda _: self._forget(generation))
+
+        def abandon() -> None:
+            self._forget(generation)
+            task.cancel()
+
+        generation.on_abandoned = abandon
+
+    async def _run(self, generation: Generation) -> None:
+        await Driver(generation, self.fleet, self._clock).run()
+
+    def _forget(self, generation: Generation) -> None:
+        self.flights.forget(generation)
+        self._running.pop(generation, None)
+
+    def _settle(self, record: RequestRecord, exc: BaseException | None) -> None:
+        """Notes how the request ended; the first answer stands."""
+        if record.ended_at is not None:
+            return
+        record.ended_at = self._clock()
+        if exc is None:
+            record.status = "ok"
+        elif isinstance(exc, asyncio.CancelledError):
+            record.status, record.error = "cancelled", "cancelled"
+        else:
+            record.status, record.error = "failed", as_mesh_error(exc).code
+        duration_s = record.ended_at - record.started_at
+        metrics.REQUEST_DURATION.labels(record.endpoint).observe(duration_s)
+        metrics.PROMPT_TOKENS.inc(record.usage.prompt_tokens)
+        metrics.COMPLETION_TOKENS.inc(record.usage.completion_tokens)
+        _log.info(
+            "request",
+            extra={
+                "request_id": record.request_id,
+                "endpoint": record.endpoint,
+                "model": record.model,
+                "status": record.status,
+                "error": record.error,
+                "prompt_tokens": record.usage.prompt_tokens,
+                "completion_tokens": record.usage.completion_tokens,
+                "duration_ms": round(duration_s * 1e3, 1),
+            },
+        )
+
+    def _leave(self) -> None:
+        metrics.INFLIGHT.dec()
+        self.admission.leave()
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(63)

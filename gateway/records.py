@@ -1,0 +1,111 @@
+"""What became of each request and where its time went: one record per request, the latest kept.
+
+No prompts, keys or token ids.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.request import RequestId
+from gateway.tokens import ChoiceTimings, Usage
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request; times are seconds on the monotonic clock.
+
+    Phases of the waterfall: auth, tokenize, submit (routing and the way to the scheduler), queue,
+    prefill, decode, and network, which is everything else.
+    """
+
+    request_id: RequestId
+    endpoint: str
+    started_at: float
+    model: str = ""
+    stream: bool = False
+    status: str = "running"
+    error: str | None = None
+    num_choices: int = 0
+    usage: Usage = field(default_factory=Usage)
+    attempts: list[str] = field(default_factory=list)
+    shared: bool = False
+    authorised_at: float | None = None
+    tokenized_at: float | None = None
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    timings: ChoiceTimings | None = None
+
+    def phases(self, now: float) -> dict[str, float]:
+        """Milliseconds per phase, those that were reached."""
+        found: dict[str, float] = {}
+        last = self.started_at
+        for name, at in (
+            ("auth", self.authorised_at),
+            ("tokenize", self.tokenized_at),
+            ("submit", self.admitted_at),
+        ):
+            if at is not None:
+                found[name] = at - last
+                last = at
+        if self.timings is not None:
+            found["queue"] = self.timings.queue_s
+            found["prefill"] = self.timings.prefill_s
+            found["decode"] = self.timings.decode_s
+        total = (self.ended_at or now) - self.started_at
+        found["network"] = max(0.0, total - sum(found.values()))
+        found["total"] = total
+        return {name: seconds * 1e3 for name, seconds in found.items()}
+
+    def waterfall(self, now: float) -> str:
+        """The phases as a Server-Timing value (W3C Server Timing)."""
+        return ", ".join(f"{name};dur={ms:.3f}" for name, ms in self.phases(now).items())
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """For the admin port."""
+        return {
+            "id": self.request_id,
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "stream": self.stream,
+            "status": self.status,
+            "error": self.error,
+            "choices": self.num_choices,
+            "usage": dataclasses.asdict(self.usage),
+            "replicas": self.attempts,
+            "single_flight": self.shared,
+            "preemptions": self.timings.num_preemptions if self.timings else 0,
+            "replays": self.timings.num_replays if self.timings else 0,
+            "first_token_ms": _since(self.started_at, self.first_token_at),
+            "waterfall_ms": self.phases(now),
+        }
+
+
+def _since(start: float, at: float | None) -> float | None:
+    return None if at is None else (at - start) * 1e3
+
+
+class Records:
+    """The last `capacity` requests by id, running ones among them."""
+
+    def __init__(self, clock: Callable[[], float], capacity: int = 1024) -> None:
+        self._clock = clock
+        self._capacity = capacity
+        self._records: OrderedDict[RequestId, RequestRecord] = OrderedDict()
+
+    def open(self, request_id: RequestId, endpoint: str) -> RequestRecord:
+        """A record of a request that arrives now."""
+        record = RequestRecord(request_id, endpoint, self._clock())
+        self._records[request_id] = record
+        self._records.move_to_end(request_id)
+        while len(self._records) > self._capacity:
+            self._records.popitem(last=False)
+        return record
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """A request as JSON, None where it is not known any more."""
+        record = self._records.get(RequestId(request_id))
+        return None if record is None else record.as_json(self._clock())

@@ -1,0 +1,157 @@
+"""One Session stream to one scheduler: submits and cancels go out, token deltas come in.
+
+Owns which stream_id belongs to whom. Never waits for a client: what arrives is handed to its sink
+at once. A session lives once; after a break the replica's client opens another.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NewType, Protocol
+
+import grpc
+
+from gateway.replica.translate import (
+    Submission,
+    cancel_to_pb,
+    finish_from_pb,
+    logprobs_from_pb,
+    submit_to_pb,
+)
+from gateway.request import Fingerprint, ReplicaId
+from gateway.tokens import Finish, TokenLogprobs
+from infermesh.errors import MeshError, ReplicaUnavailable, from_detail, from_rpc_error
+from infermesh.v1 import scheduler_service_pb2 as pb
+
+StreamId = NewType("StreamId", int)
+
+
+class Sink(Protocol):
+    """Takes what a session delivers of one attempt. Its methods neither wait nor raise."""
+
+    def on_accepted(self) -> None: ...
+
+    def on_refused(self, error: MeshError) -> None: ...
+
+    def on_delta(
+        self,
+        choice: int,
+        start: int,
+        token_ids: Sequence[int],
+        logprobs: Sequence[TokenLogprobs],
+    ) -> None: ...
+
+    def on_finished(self, choice: int, end: Finish | MeshError) -> None: ...
+
+    def on_broken(self, error: MeshError) -> None:
+        """The session is gone; nothing more comes."""
+
+
+class Session:
+    """All of this gateway's requests at one replica, over one stream.
+
+    Args:
+        open_stream: the stub's Session method.
+    """
+
+    def __init__(self, open_stream: Callable[[AsyncIterator[pb.SessionRequest]], Any]) -> None:
+        self._open_stream = open_stream
+        self._stream_ids = itertools.count(1)
+        self._sinks: dict[StreamId, Sink] = {}
+        # Not sent yet. At most one submit per live request, at most one cancel per sent submit:
+        # bounded by the requests in flight.
+        self._submits: dict[StreamId, pb.SessionRequest] = {}
+        self._cancels: list[StreamId] = []
+        self._outgoing = asyncio.Event()
+        self.replica_id: ReplicaId | None = None
+        self.fingerprint: Fingerprint | None = None
+
+    @property
+    def ready(self) -> bool:
+        """The scheduler has greeted and the stream is whole."""
+        return self.fingerprint is not None
+
+    @property
+    def num_inflight(self) -> int:
+        return len(self._sinks)
+
+    def submit(self, submission: Submission, sink: Sink) -> StreamId:
+        """Queues an attempt for sending; its events go to `sink` from now on."""
+        stream_id = StreamId(next(self._stream_ids))
+        self._sinks[stream_id] = sink
+        self._submits[stream_id] = submit_to_pb(submission, stream_id)
+        self._outgoing.set()
+        return stream_id
+
+    def cancel(self, stream_id: StreamId) -> None:
+        """Ends an attempt; its sink hears nothing more. Harmless for one that has ended."""
+        if self._sinks.pop(stream_id, None) is None:
+            return
+        if self._submits.pop(stream_id, None) is None:
+            self._cancels.append(stream_id)
+            self._outgoing.set()
+
+    def release(self, stream_id: StreamId) -> None:
+        """Forgets an attempt that has ended by itself."""
+        self._sinks.pop(stream_id, None)
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Lives as long as the stream; then every attempt on it is broken.
+
+        Raises:
+            MeshError: why the stream ended.
+        """
+        error: MeshError = ReplicaUnavailable("the session with the replica was closed")
+        call = self._open_stream(self._requests())
+        try:
+            async for response in call:
+                if response.HasField("ready"):
+                    self.replica_id = ReplicaId(response.ready.replica_id)
+                    self.fingerprint = Fingerprint(response.ready.model_fingerprint)
+                    on_ready()
+                self._dispatch(response)
+            error = ReplicaUnavailable("the replica ended its session")
+        except grpc.aio.AioRpcError as exc:
+            error = from_rpc_error(exc)
+        except MeshError as exc:
+            error = exc
+        finally:
+            call.cancel()
+            self.fingerprint = None
+            self._break(error)
+        raise error
+
+    async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
+        while True:
+            while self._submits or self._cancels:
+                # cancels first: they make room for what is submitted
+                if self._cancels:
+                    yield cancel_to_pb(self._cancels.pop(0))
+                else:
+                    stream_id = next(iter(self._submits))
+                    yield self._submits.pop(stream_id)
+            self._outgoing.clear()
+            await self._outgoing.wait()
+
+    def _dispatch(self, response: pb.SessionResponse) -> None:
+        # A stream_id that is not there any more was cancelled: its late events mean nothing.
+        for accepted in response.accepted:
+            if sink := self._sinks.get(StreamId(accepted.stream_id)):
+                sink.on_accepted()
+        for refused in response.refused:
+            if sink := self._sinks.pop(StreamId(refused.stream_id), None):
+                sink.on_refused(from_detail(refused.error))
+        for delta in response.deltas:
+            if sink := self._sinks.get(StreamId(delta.stream_id)):
+                logprobs = logprobs_from_pb(delta.logprobs) if delta.logprobs else ()
+                sink.on_delta(delta.choice, delta.start, list(delta.token_ids), logprobs)
+        for finished in response.finished:
+            if sink := self._sinks.get(StreamId(finished.stream_id)):
+                sink.on_finished(finished.choice, finish_from_pb(finished))
+
+    def _break(self, error: MeshError) -> None:
+        sinks, self._sinks = self._sinks, {}
+        self._submits.clear()
+        self._cancels.clear()
+        for sink in sinks.values():
+            sink.on_broken(error)

@@ -1,0 +1,115 @@
+"""Scheduler messages to the gateway's own values and back. Decides nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.request import Job, Sampling, StopRules
+from gateway.tokens import ChoiceTimings, Finish, FinishReason, TokenLogprobs
+from infermesh.errors import Internal, MeshError, ProtocolViolation, from_detail
+from infermesh.v1 import sampling_pb2
+from infermesh.v1 import scheduler_service_pb2 as pb
+
+_REASONS = {
+    sampling_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    sampling_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    sampling_pb2.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One attempt of a job: the choices still open, each with what was delivered of it."""
+
+    job: Job
+    attempt: int
+    delivered: Sequence[tuple[int, Sequence[int]]]
+    remaining_s: float | None
+
+
+def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
+    """The message that submits an attempt."""
+    job = submission.job
+    submit = pb.Submit(
+        request_id=job.request_id,
+        stream_id=stream_id,
+        attempt=submission.attempt,
+        prompt_token_ids=job.prompt_token_ids,
+        choices=[
+            pb.ChoiceState(index=index, output_token_ids=token_ids)
+            for index, token_ids in submission.delivered
+        ],
+        sampling=_sampling_to_pb(job.sampling),
+        stop=_stop_to_pb(job.stop),
+        priority=sampling_pb2.Priority.ValueType(job.priority),
+        tenant=job.tenant,
+        sharing_domain=job.sharing_domain,
+        task=pb.TASK_GENERATE,
+        traceparent=job.traceparent,
+    )
+    if submission.remaining_s is not None:
+        submit.remaining_deadline.FromMicroseconds(max(0, int(submission.remaining_s * 1e6)))
+    return pb.SessionRequest(submit=submit)
+
+
+def cancel_to_pb(stream_id: int) -> pb.SessionRequest:
+    """The message that ends an attempt."""
+    return pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id))
+
+
+def finish_from_pb(message: pb.Finished) -> Finish | MeshError:
+    """How a choice ended, or the error that ended it."""
+    if message.reason not in _REASONS:
+        if message.HasField("error"):
+            return from_detail(message.error)
+        return Internal("the replica ended a choice without saying why")
+    timings = message.timings
+    return Finish(
+        reason=_REASONS[message.reason],
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        timings=ChoiceTimings(
+            queue_s=timings.queue.ToMicroseconds() / 1e6,
+            prefill_s=timings.prefill.ToMicroseconds() / 1e6,
+            decode_s=timings.decode.ToMicroseconds() / 1e6,
+            num_preemptions=timings.num_preemptions,
+            num_replays=timings.num_replays,
+        ),
+        cached_prompt_tokens=message.cached_prompt_tokens,
+    )
+
+
+def logprobs_from_pb(messages: Sequence[sampling_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
+    """Log-probabilities of the tokens of one delta.
+
+    Raises:
+        ProtocolViolation: likeliest tokens without their values.
+    """
+    if any(len(m.top_token_ids) != len(m.top_logprobs) for m in messages):
+        raise ProtocolViolation("a delta's likeliest tokens and their logprobs differ in number")
+    return [
+        TokenLogprobs(m.logprob, tuple(zip(m.top_token_ids, m.top_logprobs, strict=True)))
+        for m in messages
+    ]
+
+
+def _sampling_to_pb(sampling: Sampling) -> sampling_pb2.SamplingParams:
+    return sampling_pb2.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        seed=sampling.seed,
+        top_logprobs=sampling.top_logprobs,
+    )
+
+
+def _stop_to_pb(stop: StopRules) -> sampling_pb2.StopConditions:
+    return sampling_pb2.StopConditions(
+        max_tokens=stop.max_tokens,
+        min_tokens=stop.min_tokens,
+        stop_token_ids=stop.stop_token_ids,
+        ignore_eos=stop.ignore_eos,
+    )

@@ -1,0 +1,180 @@
+"""The answer to one request as its client sees it: text of every choice, usage, waterfall.
+
+Owns the request's readers and its text state. Edges turn its deltas into bytes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from gateway import metrics
+from gateway.generation import Reader
+from gateway.records import RequestRecord
+from gateway.request import Options
+from gateway.served_model import ServedModel
+from gateway.text.choice_text import ChoiceText
+from gateway.tokens import ChoiceDelta, Finish, Usage
+from infermesh.errors import DeadlineExceeded
+
+
+class PromptReply:
+    """The choices of one prompt."""
+
+    def __init__(
+        self, reader: Reader, model: ServedModel, options: Options, first_index: int
+    ) -> None:
+        self._reader = reader
+        job = reader.generation.job
+        self.prompt_len = len(job.prompt_token_ids)
+        self._finishes: dict[int, Finish] = {}
+        self.texts = [
+            ChoiceText(
+                first_index + i, model.text.family, options.stop_strings, job.stop.min_tokens
+            )
+            for i in range(job.num_choices)
+        ]
+
+    @property
+    def reader(self) -> Reader:
+        return self._reader
+
+    @property
+    def done(self) -> bool:
+        """Every choice has ended."""
+        return all(text.done for text in self.texts)
+
+    def take(self) -> list[ChoiceDelta]:
+        """New text of its choices."""
+        deltas = []
+        for news in self._reader.take():
+            text = self.texts[news.choice]
+            if text.done:
+                continue  # a stop string ended it; the replica had not heard of that yet
+            text.push(news.token_ids, news.logprobs)
+            if news.finish is not None:
+                self._finishes[news.choice] = news.finish
+                text.finish(news.finish)
+            if (delta := text.take()) is not None:
+                deltas.append(delta)
+        if self.done:
+            self._reader.close()
+        return deltas
+
+    def usage(self) -> Usage:
+        """What was generated for, and shown to, this client."""
+        cached = [finish.cached_prompt_tokens for finish in self._finishes.values()]
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            completion_tokens=sum(text.num_tokens for text in self.texts),
+            cached_prompt_tokens=min(cached, default=0),
+        )
+
+    def last_finish(self) -> Finish | None:
+        """Of the choice that took longest."""
+        return max(
+            self._finishes.values(),
+            key=lambda f: f.timings.queue_s + f.timings.prefill_s + f.timings.decode_s,
+            default=None,
+        )
+
+
+class Reply:
+    """All choices of a request, admitted and under way.
+
+    Args:
+        deadline: on `clock`; the request fails with DEADLINE_EXCEEDED then.
+        on_close: gives the request's place back.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        prompts: Sequence[PromptReply],
+        wake: asyncio.Event,
+        record: RequestRecord,
+        deadline: float,
+        clock: Callable[[], float],
+        on_close: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self.record = record
+        self._prompts = prompts
+        self._wake = wake
+        self._deadline = deadline
+        self._clock = clock
+        self._on_close = on_close
+        self._closed = False
+
+    async def admitted(self) -> None:
+        """Returns once every prompt was accepted by a scheduler.
+
+        Raises:
+            MeshError: one was refused.
+        """
+        while [prompt for prompt in self._prompts if not prompt.reader.admitted]:
+            await self._woken(None)
+        self.record.admitted_at = self._clock()
+
+    async def batches(self, patience_s: float | None = None) -> AsyncIterator[list[ChoiceDelta]]:
+        """New deltas as they come; an empty batch after each `patience_s` of silence.
+
+        Raises:
+            MeshError: the request failed; after everything that came before.
+        """
+        while not self._done():
+            batch = [delta for p in self._prompts if not p.done for delta in p.take()]
+            if batch:
+                self._note_progress()
+                yield batch
+            elif not self._done() and not await self._woken(patience_s):
+                yield []
+
+    def usage(self) -> Usage:
+        """What the request cost so far."""
+        return sum((prompt.usage() for prompt in self._prompts), Usage())
+
+    @property
+    def waterfall(self) -> str:
+        """Where the time went, as a Server-Timing value."""
+        return self.record.waterfall(self._clock())
+
+    def close(self) -> None:
+        """Leaves its generations, which end with their last reader. Harmless when repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        for prompt in self._prompts:
+            prompt.reader.close()
+        self._note_progress()
+        self._on_close()
+
+    def _done(self) -> bool:
+        return all(prompt.done for prompt in self._prompts)
+
+    async def _woken(self, patience_s: float | None) -> bool:
+        """False after `patience_s` without news."""
+        remaining = self._deadline - self._clock()
+        if remaining <= 0:
+            raise DeadlineExceeded("the request's time is over")
+        wait_s = remaining if patience_s is None else min(patience_s, remaining)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
+    def _note_progress(self) -> None:
+        record = self.record
+        record.usage = self.usage()
+        if record.first_token_at is None and record.usage.completion_tokens:
+            record.first_token_at = self._clock()
+            metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
+                record.first_token_at - record.started_at
+            )
+        finishes = [f for p in self._prompts if (f := p.last_finish()) is not None]
+        if finishes:
+            record.timings = finishes[-1].timings
+        record.attempts = [
+            replica for p in self._prompts for replica in p.reader.generation.replica_ids
+        ]

@@ -1,0 +1,122 @@
+"""What a client asks for, whichever way it asked, and what the gateway made of it. Values only."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NewType
+
+RequestId = NewType("RequestId", str)
+ReplicaId = NewType("ReplicaId", str)
+Fingerprint = NewType("Fingerprint", str)
+
+
+class Priority(enum.IntEnum):
+    """Who goes first when not all fit."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; None is what the client left open."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    # None: no logprobs; 0: the sampled token's alone.
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When the scheduler ends a choice."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as the chat template takes them, with the client's template variables."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Text, token ids, or a conversation to render.
+Prompt = str | tuple[int, ...] | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything about a generation but its input.
+
+    Attributes:
+        fallback_max_tokens: output where the client set no limit; None: the rest of the context.
+    """
+
+    sampling: Sampling = Sampling()
+    stop: StopRules = StopRules()
+    stop_strings: tuple[str, ...] = ()
+    n: int = 1
+    priority: Priority = Priority.NORMAL
+    user: str = ""
+    fallback_max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call of a client; each prompt gets `options.n` choices."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    options: Options = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The circumstances of a request.
+
+    Attributes:
+        deadline: on the event loop's clock, where the client itself set one.
+    """
+
+    request_id: RequestId
+    endpoint: str
+    credential: str | None = None
+    deadline: float | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt, resolved: what a replica is asked to generate.
+
+    Attributes:
+        shareable_seed: the client's own seed; a drawn one does not make a request unlike another.
+    """
+
+    request_id: RequestId
+    model_id: str
+    fingerprint: Fingerprint
+    prompt_token_ids: tuple[int, ...]
+    num_choices: int
+    sampling: Sampling
+    stop: StopRules
+    priority: Priority
+    tenant: str
+    sharing_domain: str
+    traceparent: str
+    deadline: float | None
+    temperature_given: bool
+    shareable_seed: int | None

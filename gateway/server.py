@@ -1,0 +1,106 @@
+"""The gateway as a service: builds its parts, starts them in order, drains them in reverse."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from gateway.fleet import Fleet, parse_aliases
+from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
+from gateway.http.admin import admin_app
+from gateway.http.app import public_app
+from gateway.http.serve import HttpServer
+from gateway.identity import check_bind
+from gateway.pipeline import Pipeline
+from infermesh import rpc
+from infermesh.config import GatewayConfig
+from infermesh.errors import Draining
+from infermesh.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+
+_TOKENIZER_THREADS = 2
+# After the grace period, time for clients to read that their answer was cut.
+_LAST_WORDS_S = 1.0
+_STOP_S = 2.0
+
+
+class GatewayService:
+    """One gateway process.
+
+    Raises:
+        ConfigError: it would be reachable from other machines, or a setting can't be used.
+    """
+
+    name = "gateway"
+
+    def __init__(self, config: GatewayConfig) -> None:
+        for setting in ("http_address", "admin_address", "grpc_address"):
+            check_bind(f"gateway.{setting}", getattr(config, setting))
+        self._config = config
+        self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self.fleet = Fleet(config.replicas, parse_aliases(config.model_aliases), self._threads)
+        self._http: list[HttpServer] = []
+        self._http_tasks: list[asyncio.Task[None]] = []
+        self._grpc: grpc.aio.Server | None = None
+        self._health: rpc.HealthHandle | None = None
+        self._addresses: dict[str, str] = {}
+        self.pipeline: Pipeline
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Serves at once: replicas that are not ready are answered for with 503."""
+        config = self._config
+        clock = asyncio.get_running_loop().time
+        self.pipeline = Pipeline(config, self.fleet, tasks.create_task, clock)
+        public = HttpServer(
+            public_app(self.pipeline, config), "gateway.http_address", config.http_address
+        )
+        self._http.append(public)
+        admin = HttpServer(admin_app(self.pipeline), "gateway.admin_address", config.admin_address)
+        self._http.append(admin)
+        self._grpc = rpc.create_server()
+        add_InferenceServiceServicer_to_server(InferenceServicer(self.pipeline), self._grpc)
+        self._health = rpc.add_standard_services(self._grpc, [SERVICE_NAME])
+        grpc_address = rpc.bind(self._grpc, config.grpc_address)
+        self._addresses = {
+            "address": public.address,
+            "http_address": public.address,
+            "admin_address": admin.address,
+            "grpc_address": grpc_address,
+        }
+        await self._grpc.start()
+        await self._health.set_serving(True)
+        tasks.create_task(self.fleet.run())
+        self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
+        for server in self._http:
+            await server.started()
+
+    async def drain(self, grace_s: float) -> None:
+        """New requests get 503; answers under way finish, or are told that they can't."""
+        self.pipeline.admission.close()
+        if self._health is not None:
+            await self._health.set_serving(False)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.pipeline.admission.idle()
+        except TimeoutError:
+            self.pipeline.abandon(Draining("the gateway is shutting down"))
+            try:
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self.pipeline.admission.idle()
+            except TimeoutError:
+                pass  # a client that does not even read its error
+
+    async def stop(self) -> None:
+        """Closes every socket."""
+        if self._grpc is not None:
+            await self._grpc.stop(0)
+        for server in self._http:
+            server.stop()
+        if self._http_tasks:
+            await asyncio.wait(self._http_tasks, timeout=_STOP_S)
+        for server in self._http:
+            server.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def announce(self) -> dict[str, str]:
+        """Where each of its ports is."""
+        return self._addresses

@@ -1,0 +1,213 @@
+"""The engine of a replica without its I/O: requests in, steps out, results in, tokens out.
+
+    submit ─► queue ─► plan ─► ledger ─► AppliedStep ─► [shard] ─► commit ─► sink
+
+Single-threaded and synchronous; the clock is a function it was given. `replica.py` carries steps
+and results over the wire and calls `break_epoch` and `open_epoch` around failures.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infermesh.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    MeshError,
+    OutOfMemory,
+    Poisoned,
+    ProtocolViolation,
+)
+from infermesh.v1 import shard_service_pb2
+from services.scheduler import results
+from services.scheduler.ids import StepId
+from services.scheduler.intake import ModelFacts, Submission, check_input, check_load
+from services.scheduler.ledger import AppliedStep, Capacity, Ledger
+from services.scheduler.plan import Limits, PlanState, StepPlan, plan
+from services.scheduler.queue import Throughput, WaitingQueue
+from services.scheduler.roster import Roster
+from services.scheduler.sequence import FinishReason, Request, Sink
+from services.scheduler.stats import Stats
+from services.scheduler.suspects import Suspects
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSettings:
+    """What the operator chose."""
+
+    window: int = 2
+    max_queue_tokens: int = 262_144
+    enable_prefix_caching: bool = True
+    max_crashes_per_request: int = 2
+
+
+class Batcher:
+    """Continuous batching over one device."""
+
+    def __init__(
+        self,
+        settings: BatcherSettings,
+        model: ModelFacts,
+        capacity: Capacity,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.roster = Roster(
+            model,
+            Ledger(capacity, settings.enable_prefix_caching),
+            WaitingQueue(settings.max_queue_tokens),
+            Suspects(settings.max_crashes_per_request),
+            stats,
+            clock,
+        )
+        self.throughput = Throughput()
+        self.in_flight: deque[AppliedStep] = deque()
+        self._stats = stats
+        self._clock = clock
+        self._is_open = False
+        self._next_step = StepId(1)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing in flight and no request open."""
+        return not self.in_flight and not len(self.roster.requests)
+
+    def submit(self, submission: Submission, sink: Sink) -> Request:
+        """Accepts a request, told to `sink`.
+
+        Raises:
+            MeshError: it is refused, and why.
+        """
+        check_input(submission, self.roster.model)
+        check_load(submission, self.roster.ledger.capacity, self.roster.queue, self.throughput)
+        request = self.roster.admit(submission, sink)
+        self.roster.requests.flush()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request that nobody wants any more."""
+        self.roster.fail(request, Cancelled("cancelled"), FinishReason.CANCELLED)
+        self.roster.requests.flush()
+
+    def fail_all(self, error: MeshError) -> None:
+        """Ends every open request."""
+        for request in self.roster.requests:
+            self.roster.fail(request, error)
+        self.roster.requests.flush()
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` has to be called next."""
+        return self.roster.requests.next_deadline_s()
+
+    def expire(self) -> None:
+        """Ends the requests whose deadline has passed, waiting or running."""
+        for request in self.roster.requests.overdue(self._clock()):
+            self.roster.fail(request, DeadlineExceeded("the request's deadline passed"))
+        self.roster.requests.flush()
+
+    def next_step(self) -> AppliedStep | None:
+        """Plans and applies one step; None where the window is full or nothing can run."""
+        while self._is_open and len(self.in_flight) < self.settings.window:
+            started_s = self._clock()
+            step_plan = plan(self._plan_state(), self._limits())
+            for sequence, block_hash in step_plan.deferred:
+                sequence.waits_for = block_hash
+            if step_plan.is_empty and not step_plan.frees_places:
+                return None
+            step = self._apply(step_plan)
+            self._stats.planned(self._clock() - started_s)
+            if step is not None:
+                return step
+        return None
+
+    def commit(self, result: shard_service_pb2.StepResult) -> None:
+        """Takes the result of the oldest step in flight.
+
+        Raises:
+            ProtocolViolation: it is not that step's result; nothing was changed.
+        """
+        if not self.in_flight:
+            raise ProtocolViolation(f"result of step {result.step_id}; none is in flight")
+        step = self.in_flight[0]
+        results.verify(step, result)
+        self.in_flight.popleft()
+        num_kept = results.take(self.roster, step, result, self.in_flight)
+        now_s = self._clock()
+        self.roster.ledger.pool.step_executed(step.step_id)
+        self.throughput.record(step.planned_s, now_s, step.num_tokens)
+        self._stats.executed(step, num_kept, now_s - step.planned_s)
+        self._stats.occupied(self.roster.ledger, len(self.roster.queue))
+        self.roster.requests.flush()
+        if self.is_idle:
+            self.roster.ledger.check_idle()
+
+    def break_epoch(self, by_a_step: bool) -> None:
+        """The step stream broke: everybody waits again, and what was not answered never happened.
+
+        `by_a_step`: a step may have caused it, so those in the unanswered ones are counted.
+        """
+        self._is_open = False
+        roster = self.roster
+        in_steps = dict.fromkeys(
+            row.placement.sequence for step in self.in_flight for row in step.rows
+        )
+        self.in_flight.clear()
+        for sequence in in_steps:
+            sequence.num_in_flight = 0
+        lost = roster.ledger.break_steps()
+        roster.restart(lost)
+        self._stats.replayed(len(lost))
+        if by_a_step:
+            convict = roster.suspects.record_break(s for s in in_steps if not s.is_over)
+            if convict is not None:
+                roster.fail(convict.request, Poisoned("the request broke the device, also alone"))
+        roster.requests.flush()
+
+    def open_epoch(self, capacity: Capacity, contents_survive: bool) -> None:
+        """A new epoch is open; steps count from 1. Without contents, all prefixes are forgotten."""
+        assert not self.in_flight, "an epoch opens after the one before was broken"
+        if not contents_survive or capacity != self.roster.ledger.capacity:
+            self.roster.reset_device(capacity, self.settings.enable_prefix_caching)
+        self._next_step = StepId(1)
+        self._is_open = True
+        self._stats.epoch_opened()
+
+    def _apply(self, step_plan: StepPlan) -> AppliedStep | None:
+        roster, now_s = self.roster, self._clock()
+        for admission in step_plan.admissions:
+            sequence, num_cached = admission.sequence, admission.start.num_computed
+            roster.queue.remove(sequence)
+            self._stats.admitted(sequence, num_cached)
+            if sequence.cached_prompt_tokens is None:
+                sequence.cached_prompt_tokens = min(num_cached, sequence.prompt_len)
+                sequence.timeline.first_step_s = now_s
+        step = roster.ledger.apply(step_plan, self._next_step, now_s)
+        for sequence in step_plan.preempted:
+            roster.preempt(sequence)
+        for sequence in step_plan.out_of_memory:
+            message = "the sequence needs more KV blocks than this replica has"
+            roster.fail(sequence.request, OutOfMemory(message))
+        if not step.rows:
+            return None
+        self._next_step = StepId(self._next_step + 1)
+        self.in_flight.append(step)
+        return step
+
+    def _plan_state(self) -> PlanState:
+        roster = self.roster
+        return PlanState(
+            running=roster.ledger.running,
+            waiting=roster.queue,
+            pool=roster.ledger.pool,
+            cache=roster.ledger.cache,
+            num_free_slots=roster.ledger.num_free_slots,
+            num_steps_in_flight=len(self.in_flight),
+            solo=roster.suspects.solo,
+        )
+
+    def _limits(self) -> Limits:
+        capacity = self.roster.ledger.capacity
+        return Limits(capacity.max_batch_tokens, capacity.block_size)

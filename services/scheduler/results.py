@@ -1,0 +1,106 @@
+"""What a step's result does to the sequences in it: tokens accepted, dropped, or started again.
+
+    OK       KV is there; the token is taken unless the sequence is over (surplus) or void
+    FAILED   its request ends with the row's error; readers of what it was to fill start again
+    SKIPPED  its slot failed before: nothing to do
+
+Reads the shard's protobuf rows directly: a translation would cost as much as the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from infermesh.errors import ProtocolViolation, SlowConsumer, from_detail
+from infermesh.v1 import shard_service_pb2
+from services.scheduler.ids import StepId
+from services.scheduler.ledger import AppliedRow, AppliedStep
+from services.scheduler.roster import Roster
+from services.scheduler.sequence import Placement, Sequence
+
+_OK = shard_service_pb2.ROW_STATUS_OK
+_FAILED = shard_service_pb2.ROW_STATUS_FAILED
+
+
+def verify(step: AppliedStep, result: shard_service_pb2.StepResult) -> None:
+    """Raises ProtocolViolation unless `result` answers `step`."""
+    if result.step_id != step.step_id or len(result.rows) != len(step.rows):
+        raise ProtocolViolation(
+            f"result of step {result.step_id} with {len(result.rows)} rows; expected step "
+            f"{step.step_id} with {len(step.rows)}"
+        )
+    for row, outcome in zip(step.rows, result.rows, strict=True):
+        place = row.placement
+        status = outcome.status
+        if outcome.slot != place.slot:
+            raise ProtocolViolation(f"a row of slot {outcome.slot} where {place.slot} was due")
+        if status == _OK:
+            if len(outcome.token_ids) != row.samples:
+                raise ProtocolViolation(f"slot {place.slot}: {len(outcome.token_ids)} tokens")
+        elif status != _FAILED and place.sequence.placement is place:
+            raise ProtocolViolation(f"slot {place.slot} was not run and had not failed")
+
+
+def take(
+    roster: Roster,
+    step: AppliedStep,
+    result: shard_service_pb2.StepResult,
+    later: Seq[AppliedStep],
+) -> int:
+    """Applies a verified result; `later` are the steps still in flight. Returns tokens kept."""
+    num_kept = 0
+    for row, outcome in zip(step.rows, result.rows, strict=True):
+        place = row.placement
+        sequence = place.sequence
+        sequence.num_in_flight -= 1
+        place.num_sampling -= row.samples
+        if outcome.status == _OK:
+            if not place.is_void:
+                num_kept += _ran(roster, row, outcome, step.step_id)
+        elif outcome.status == _FAILED:
+            _fail(roster, place, outcome, step.step_id, later)
+    return num_kept
+
+
+def _ran(
+    roster: Roster, row: AppliedRow, outcome: shard_service_pb2.RowResult, step_id: StepId
+) -> int:
+    sequence = row.placement.sequence
+    roster.ledger.executed(row.placement, row.end, step_id)
+    if not row.samples or sequence.is_over:
+        return 0
+    now_s, line = roster.clock(), sequence.timeline
+    sequence.token_ids.append(outcome.token_ids[0])
+    line.last_token_s = now_s
+    if line.first_token_s is None:
+        line.first_token_s = now_s
+        roster.stats.first_token(line)
+    in_time = roster.requests.emit(sequence, outcome.token_ids, outcome.logprobs)
+    verdict = sequence.request.stop.verdict(sequence.token_ids, sequence.prompt_len)
+    if verdict is not None:
+        roster.finish(sequence, verdict)
+    elif not in_time:
+        roster.fail(sequence.request, SlowConsumer("the gateway reads slower than tokens are made"))
+    if roster.suspects.clear(sequence):
+        _make_way(roster)
+    return 1
+
+
+def _fail(
+    roster: Roster,
+    place: Placement,
+    outcome: shard_service_pb2.RowResult,
+    step_id: StepId,
+    later: Seq[AppliedStep],
+) -> None:
+    roster.fail(place.sequence.request, from_detail(outcome.error))
+    if not place.is_void:
+        in_flight = list(dict.fromkeys(row.placement for step in later for row in step.rows))
+        roster.restart(roster.ledger.void(place, step_id, in_flight))
+
+
+def _make_way(roster: Roster) -> None:
+    """The next suspect needs the device for itself."""
+    running: list[Sequence] = list(roster.ledger.running)
+    for sequence in running:
+        roster.preempt(sequence)

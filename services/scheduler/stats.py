@@ -1,0 +1,132 @@
+"""What an operator sees of this replica: Prometheus metrics, and one trace span per phase.
+
+Counts what it is told; has no opinion about it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from infermesh.telemetry import metrics, tracing
+from services.scheduler.ledger import AppliedStep, Ledger
+from services.scheduler.sequence import Ending, FinishReason, Sequence, Timeline
+
+_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512)
+_TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_FAST = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1)
+
+
+class Stats:
+    """The replica's metrics; one per process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        # Spans want wall-clock time, everything else a clock that never jumps.
+        self._epoch_ns = time.time_ns() - int(clock() * 1e9)
+        counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
+        self._running = gauge("num_requests_running", "sequences that have a place")
+        self._waiting = gauge("num_requests_waiting", "sequences that wait for a place")
+        self._usage = gauge("kv_cache_usage_ratio", "held or cached KV blocks over all")
+        self._blocks_used = gauge("num_blocks_used", "KV blocks held by sequences")
+        self._blocks_cached = gauge("num_blocks_cached", "KV blocks kept for reuse")
+        self._blocks_free = gauge("num_blocks_free", "KV blocks without contents")
+        self._queries = counter("prefix_cache_queries_total", "tokens looked up at admission")
+        self._hits = counter("prefix_cache_hits_total", "tokens found computed at admission")
+        self._prompt = counter("prompt_tokens_total", "prompt tokens of accepted requests")
+        self._computed = counter("prompt_tokens_computed_total", "known tokens that were computed")
+        self._generated = counter("generation_tokens_total", "tokens sampled and kept")
+        self._preemptions = counter("preemptions_total", "places taken from running sequences")
+        self._replays = counter("replays_total", "sequences restarted after a break or failure")
+        self._steps = counter("steps_total", "steps executed")
+        self._epochs = counter("epochs_total", "epochs of the step stream opened")
+        self._finished = counter("requests_finished_total", "choices ended", ("reason",))
+        self._refused = counter("requests_refused_total", "submits refused", ("reason",))
+        self._rows = histogram("step_batch_size", "rows per step", buckets=_SIZES)
+        self._tokens = histogram("step_tokens", "query tokens per step", buckets=_TOKENS)
+        self._plan = histogram("scheduler_plan_seconds", "planning one step", buckets=_FAST)
+        self._step = histogram("step_seconds", "from a step's planning to its result")
+        self._queue = histogram("request_queue_seconds", "from arrival to the first step")
+        self._ttft = histogram(
+            "replica_time_to_first_token_seconds", "from arrival at the replica to the first token"
+        )
+
+    def accepted(self, num_prompt_tokens: int) -> None:
+        self._prompt.inc(num_prompt_tokens)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def planned(self, seconds: float) -> None:
+        self._plan.observe(seconds)
+
+    def admitted(self, sequence: Sequence, num_cached: int) -> None:
+        self._queries.inc(len(sequence.token_ids))
+        self._hits.inc(num_cached)
+
+    def preempted(self) -> None:
+        self._preemptions.inc()
+
+    def replayed(self, count: int) -> None:
+        self._replays.inc(count)
+
+    def epoch_opened(self) -> None:
+        self._epochs.inc()
+
+    def executed(self, step: AppliedStep, num_generated: int, seconds: float) -> None:
+        num_decoded = sum(1 for row in step.rows if row.from_last)
+        self._steps.inc()
+        self._rows.observe(len(step.rows))
+        self._tokens.observe(step.num_tokens)
+        self._step.observe(seconds)
+        self._computed.inc(step.num_tokens - num_decoded)
+        self._generated.inc(num_generated)
+
+    def first_token(self, timeline: Timeline) -> None:
+        if timeline.first_token_s is not None:
+            self._ttft.observe(timeline.first_token_s - timeline.arrived_s)
+        if timeline.first_step_s is not None:
+            self._queue.observe(timeline.first_step_s - timeline.arrived_s)
+
+    def occupied(self, ledger: Ledger, num_waiting: int) -> None:
+        pool = ledger.pool
+        self._running.set(len(ledger.running))
+        self._waiting.set(num_waiting)
+        self._usage.set(1 - pool.num_free / pool.num_blocks)
+        self._blocks_used.set(pool.num_used)
+        self._blocks_cached.set(pool.num_cached)
+        self._blocks_free.set(pool.num_free)
+
+    def ended(self, sequence: Sequence, ending: Ending, now_s: float) -> None:
+        """Counts it and records where its time went."""
+        self._finished.labels(ending.reason.name.lower()).inc()
+        traceparent = sequence.request.traceparent
+        if not traceparent:
+            return
+        line = sequence.timeline
+        facts: dict[str, str | int | float | bool] = {
+            "infermesh.request_id": sequence.request.request_id,
+            "infermesh.choice": sequence.choice,
+            "gen_ai.usage.input_tokens": sequence.prompt_len,
+            "gen_ai.usage.output_tokens": sequence.num_output,
+            "infermesh.cached_tokens": sequence.cached_prompt_tokens or 0,
+            "infermesh.preemptions": line.num_preemptions,
+            "infermesh.replays": line.num_replays,
+        }
+        marks = [
+            ("queue", line.arrived_s, line.first_step_s or now_s),
+            ("prefill", line.first_step_s, line.first_token_s or now_s),
+            ("decode", line.first_token_s, line.last_token_s),
+        ]
+        for name, start_s, end_s in marks:
+            if start_s is not None and end_s is not None:
+                tracing.record_span(name, self._ns(start_s), self._ns(end_s), traceparent, facts)
+
+    def _ns(self, seconds: float) -> int:
+        return self._epoch_ns + int(seconds * 1e9)
+
+
+def reason_of(ending: Ending) -> str:
+    """For a person's log line."""
+    if ending.reason is FinishReason.ERROR and ending.error is not None:
+        return ending.error.code
+    return ending.reason.name.lower()
