@@ -108,7 +108,7 @@ class Driver:
     """Runs one generation.
 
     Args:
-        clock: the event loop's time.
+        clock: monotonic seconds.
     """
 
     def __init__(self, generation: Generation, fleet: Fleet, clock: Callable[[], float]) -> None:

@@ -88,7 +88,7 @@ class Call:
     """The circumstances of a request.
 
     Attributes:
-        deadline: on the event loop's clock, where the client itself set one.
+        deadline: on the monotonic clock, where the client itself set one.
     """
 
     request_id: RequestId

@@ -1,6 +1,7 @@
 """The gateway as a service: builds its parts, starts them in order, drains them in reverse."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -48,8 +49,8 @@ class GatewayService:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
-        clock = asyncio.get_running_loop().time
-        self.pipeline = Pipeline(config, self.fleet, tasks.create_task, clock)
+        # the loop's own clock has steps of a millisecond
+        self.pipeline = Pipeline(config, self.fleet, tasks.create_task, time.monotonic)
         public = HttpServer(
             public_app(self.pipeline, config), "gateway.http_address", config.http_address
         )

@@ -1,6 +1,6 @@
 """InferenceService: the pipeline over gRPC. Errors are the kit's interceptor's to map."""
 
-import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -114,11 +114,10 @@ class InferenceServicer(InferenceServiceServicer):
 def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any) -> Call:
     scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
     remaining_s = rpc.deadline_s(context)
-    now = asyncio.get_running_loop().time()
     return Call(
         request_id=request_id,
         endpoint=endpoint,
         credential=token if scheme.lower() == "bearer" and token else None,
-        deadline=None if remaining_s is None else now + remaining_s,
+        deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
     )

@@ -1,7 +1,7 @@
 """What a request's headers say: its id, credential, trace, deadline; and its body, up to a size."""
 
-import asyncio
 import re
+import time
 import uuid
 
 from starlette.requests import ClientDisconnect, Request
@@ -50,7 +50,7 @@ def _deadline(request: Request) -> float | None:
             f"{_TIMEOUT_HEADER} is {given[:40]!r}; it must be a number of seconds above 0",
             param=_TIMEOUT_HEADER,
         )
-    return asyncio.get_running_loop().time() + seconds
+    return time.monotonic() + seconds
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -135,25 +135,31 @@ class AttentionLayout:
     ) -> DecodeBucket:
         lens, ends = seen[rows], self.context_lens[rows]
         padded = int(lens.max())
-        offsets = np.arange(padded)
+        # On the device: the index is as long as all contexts together, the tables are short.
+        last = self._put(ends - 1)[:, None]
+        first = self._put(ends - lens)[:, None]
+        offsets = torch.arange(padded, device=self.device)
         # Padding repeats the row's own last token: finite memory that is the row's anyway.
-        positions = np.minimum((ends - lens)[:, None] + offsets, (ends - 1)[:, None])
-        tokens = self._token_slots(rows[:, None], positions)
-        heads = np.arange(self.num_kv_heads)
-        gather = (tokens[:, None, :] * self.num_kv_heads + heads[None, :, None]).reshape(-1)
+        positions = torch.minimum(first + offsets, last)
+        blocks = self._put(self.block_tables[rows]).gather(1, positions // self.block_size)
+        tokens = blocks * self.block_size + positions % self.block_size
+        heads = torch.arange(self.num_kv_heads, device=self.device)
+        gather = tokens[:, None, :] * self.num_kv_heads + heads[None, :, None]
         padding = None
         if int(lens.min()) < padded:
-            padding = self._put(offsets >= lens[:, None])[:, None, None, :]
+            padding = (first + offsets > last)[:, None, None, :]
         packed = starts[rows]
         neighbours = bool((np.diff(packed) == 1).all())
         queries = slice(int(packed[0]), int(packed[-1]) + 1) if neighbours else self._put(packed)
-        return DecodeBucket(queries, len(rows), padded, self._put(gather), padding)
+        return DecodeBucket(queries, len(rows), padded, gather.view(-1), padding)
 
     def _prefill_row(self, row: int, packed_start: int, window: int | None) -> PrefillRow:
         num_queries, context = int(self.query_lens[row]), int(self.context_lens[row])
         first = context - num_queries  # position of the first query
         base = 0 if window is None else max(0, first - window + 1)  # position of the first key
-        gather = self._token_slots(np.array(row), np.arange(base, context))
+        positions = np.arange(base, context)
+        blocks = self.block_tables[row, positions // self.block_size]
+        gather = blocks * self.block_size + positions % self.block_size
         most = max(16, self.limits.scores // (self.num_heads * (context - base)))
         chunks = []
         for done in range(0, num_queries, most):
@@ -168,13 +174,6 @@ class AttentionLayout:
             future = self._mask("future", size, size, 1) if size > 1 else None
             chunks.append(QueryChunk(packed_start + done, size, key_start, key_end, future, past))
         return PrefillRow(self._put(gather), chunks)
-
-    def _token_slots(
-        self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
-        """block * block_size + offset of each position."""
-        blocks = self.block_tables[rows, positions // self.block_size]
-        return blocks * self.block_size + positions % self.block_size
 
     def _mask(self, kind: str, num_queries: int, num_keys: int, diagonal: int) -> torch.Tensor:
         key = (kind, num_queries, num_keys, diagonal)
