@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = ("grpcio", "protobuf", "numpy", "torch", "transformers")
+# Found in the checkout, whether or not an editable install also claims it; what its distribution
+# requires stays hidden.
+OWN = ("infermesh", "services", "tests")
 SURELY_BLOCKED = ("prometheus_client", "grpc_health", "opentelemetry", "orjson", "starlette")
 
 
@@ -49,8 +52,10 @@ class HidingFinder:
         self._owners = metadata.packages_distributions()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        owners = {_normal(dist) for dist in self._owners.get(name.partition(".")[0], ())}
-        if name.startswith("google.rpc") or (owners and not owners & self._allowed):
+        top = name.partition(".")[0]
+        owners = {_normal(dist) for dist in self._owners.get(top, ())}
+        is_hidden = owners and not owners & self._allowed and top not in OWN
+        if is_hidden or name.startswith("google.rpc"):
             return None
         return PathFinder.find_spec(name, path, target)
 
