@@ -124,8 +124,8 @@ class GenerateEndpoint:
     async def _stream(
         self, reply: Reply, shape: Shape, ignored: str, answer: "_Answer"
     ) -> MeshError | None:
-        headers = {**_STREAM_HEADERS, **({IGNORED_FIELDS: ignored} if ignored else {})}
-        await answer.begin(200, headers)
+        headers = {**_STREAM_HEADERS, **reply.ticket.headers}
+        await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
         await answer.write(shape.opening(reply.record.num_choices))
         try:
             async for batch in reply.batches(self._config.keepalive_s):
@@ -148,6 +148,7 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") ->
         await answer.refuse(error)
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
+    headers |= reply.ticket.headers
     await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
     await answer.write(shape.whole(choices, reply.usage()), more=False)
     return None
