@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from infermesh.quota import Amounts, Limits
 
-WINDOW_S = 50
+WINDOW_S = 60
 # A wish beyond what requests need gets at most this part of what is left: others want some, too.
 _WISH_PART = 4
 _UNLIMITED = 1 << 60
