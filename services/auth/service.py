@@ -10,6 +10,7 @@ import grpc
 
 from infermesh import rpc
 from infermesh.config import AuthConfig, ConfigError
+from infermesh.loopback import check_bind
 from infermesh.v1 import (
     auth_admin_service_pb2,
     auth_admin_service_pb2_grpc,
@@ -45,6 +46,7 @@ class AuthProcess:
     name = "auth"
 
     def __init__(self, config: AuthConfig, clock: Callable[[], float] = time.time) -> None:
+        check_bind("auth.address", config.address)
         if config.admin_address and not config.admin_address.startswith("unix:"):
             raise ConfigError(
                 f"auth.admin_address is {config.admin_address}; it must be unix:/path, whose file "
