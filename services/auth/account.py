@@ -1,4 +1,4 @@
-"""One tenant's quota inside a transaction that holds its lock: its rows, and what is done to them."""
+"""One tenant's quota inside a transaction that holds its lock: rows and what is done to them."""
 
 from __future__ import annotations
 
