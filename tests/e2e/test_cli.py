@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 
 from tests.e2e.mesh_process import (
     DEMO_MODEL,
+    INFERMESH,
     Mesh,
+    environment,
     processes_naming,
     run_infermesh,
     wait_until,
@@ -107,6 +110,31 @@ def test_up_names_the_port_when_it_is_busy(tmp_path: Path) -> None:
         done = run_infermesh(tmp_path, "up", "--port", port, "--admin-port", "0")
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
+
+
+def test_up_says_so_when_the_disk_is_full(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    # a small disk of its own for the state folder, in a mount namespace that ends with the command
+    mount = f"mount -t tmpfs -o size=1m tmpfs {state}"
+    probe = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False
+    )
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr.strip()}")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *INFERMESH, "up", *PORTS],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the disk with ")
+    assert "is full" in done.stderr
+    assert processes_naming(str(tmp_path)) == []
 
 
 def children(mesh: Mesh) -> list[int]:
