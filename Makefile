@@ -23,7 +23,8 @@ $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 setup: $(VENV)/.ready-$(ACCEL) ## make .venv with pinned dependencies (ACCEL=cpu or cuda)
 
 run: setup ## start the mesh with the demo model, ask it a question, serve until Ctrl-C
-	@exec $(BIN)/infermesh up --ask "What is the capital of France?"
+	@up() { $(BIN)/infermesh up --ask "What is the capital of France?"; }; \
+	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
 test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

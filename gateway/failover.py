@@ -15,13 +15,12 @@ from gateway.replica.translate import Submission
 from gateway.request import StopRules
 from gateway.tokens import Finish, FinishReason, TokenLogprobs
 from infermesh.errors import (
-    Draining,
     MeshError,
-    ModelLoading,
     Poisoned,
     ProtocolViolation,
     QueueFull,
     ReplicaUnavailable,
+    Unavailable,
     as_mesh_error,
 )
 from infermesh.telemetry import logs
@@ -30,8 +29,9 @@ _log = logs.get(__name__)
 MAX_BREAKS = 3
 _RETRY_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
-# Another replica may take what one refuses for these reasons.
-_ELSEWHERE = (ModelLoading, Draining, QueueFull)
+# Another replica may take what one refuses or gives up for these reasons. They are no crash: a
+# rolling restart may give up a long stream any number of times.
+_ELSEWHERE = (Unavailable, QueueFull)
 
 
 class Broken(Exception):
@@ -57,7 +57,7 @@ class AttemptSink:
 
         Raises:
             Broken: the attempt was lost.
-            MeshError: the replica refused or failed the request.
+            MeshError: the replica refused the request, failed it, or gave it up.
         """
         outcome = await self._outcome
         if outcome is not None:
@@ -83,10 +83,10 @@ class AttemptSink:
         if self._outcome.done():
             return
         if isinstance(end, MeshError):
-            self._end(Broken(end) if isinstance(end, _ELSEWHERE) else end)
+            self._end(end)
             return
         if end.reason is FinishReason.CANCELLED:  # not by us: we would not listen any more
-            self._end(Broken(ReplicaUnavailable("the replica cancelled the request")))
+            self._end(ReplicaUnavailable("the replica cancelled the request"))
             return
         try:
             self._generation.finish(choice, end)
@@ -153,6 +153,7 @@ class Driver:
             self._on_break(replica, broken.cause)
         except _ELSEWHERE as refusal:
             self._refusing[replica] = self._last_cause = refusal
+            self._end_what_is_complete()
         finally:
             attempt.cancel()
 
@@ -170,7 +171,7 @@ class Driver:
             if not self._generation.accepted:
                 raise next(iter(self._refusing.values()), self._fleet.why_none(fingerprint))
             if not self._fleet.may_return(fingerprint):
-                raise ReplicaUnavailable("the model that began this answer is not served any more")
+                raise self._fleet.why_gone(fingerprint)
             await self._fleet.changed(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
             self._refusing.clear()

@@ -13,7 +13,7 @@ from gateway.request import Options
 from gateway.served_model import ServedModel
 from gateway.text.choice_text import ChoiceText
 from gateway.tokens import ChoiceDelta, Finish, Usage
-from infermesh.errors import DeadlineExceeded
+from infermesh.errors import DeadlineExceeded, MeshError
 
 
 class PromptReply:
@@ -121,12 +121,25 @@ class Reply:
             MeshError: the request failed; after everything that came before.
         """
         while not self._done():
-            batch = [delta for p in self._prompts if not p.done for delta in p.take()]
+            batch, failure = self._take()
             if batch:
                 self._note_progress()
                 yield batch
-            elif not self._done() and not await self._woken(patience_s):
+            if failure is not None:
+                raise failure
+            if not batch and not self._done() and not await self._woken(patience_s):
                 yield []
+
+    def _take(self) -> tuple[list[ChoiceDelta], MeshError | None]:
+        """What is new, and why no more will come."""
+        batch: list[ChoiceDelta] = []
+        for prompt in self._prompts:
+            try:
+                if not prompt.done:
+                    batch.extend(prompt.take())
+            except MeshError as error:
+                return batch, error
+        return batch, None
 
     def usage(self) -> Usage:
         """What the request cost so far."""

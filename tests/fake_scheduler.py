@@ -64,6 +64,7 @@ class FakeScheduler(SchedulerServiceServicer):
         self, address: str, *, model_id: str = "tiny", fingerprint: str = "f" * 16
     ) -> None:
         self.address = address
+        self.replica_id = address
         self.model_id = model_id
         self.fingerprint = fingerprint
         self.chat_template = tiny_tokenizer.CHATML
@@ -110,6 +111,21 @@ class FakeScheduler(SchedulerServiceServicer):
         for queue in self._sessions.values():
             queue.put_nowait(error)
 
+    def give_up(self, error: MeshError) -> None:
+        """Ends every open choice with `error`, the session being whole."""
+        for (session, stream_id), stream in self._streams.items():
+            finished = [
+                pb.Finished(
+                    stream_id=stream_id,
+                    choice=choice,
+                    reason=sampling_pb2.FINISH_REASON_ERROR,
+                    error=to_detail(error),
+                )
+                for choice in stream.open_choices
+            ]
+            self._send(session, finished=finished)
+        self._streams.clear()
+
     async def set_state(self, state: "pb.ReplicaState.ValueType") -> None:
         """What WatchReplica reports from now on."""
         self.state = state
@@ -147,7 +163,7 @@ class FakeScheduler(SchedulerServiceServicer):
         self._next_session += 1
         queue: asyncio.Queue[pb.SessionResponse | MeshError] = asyncio.Queue()
         self._sessions[session] = queue
-        ready = pb.SessionReady(replica_id=self.address, model_fingerprint=self.fingerprint)
+        ready = pb.SessionReady(replica_id=self.replica_id, model_fingerprint=self.fingerprint)
         yield pb.SessionResponse(ready=ready)
         reader = asyncio.create_task(self._read(session, requests))
         try:
@@ -170,7 +186,7 @@ class FakeScheduler(SchedulerServiceServicer):
             changed = self._state_changed
             loaded = self.state not in (pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_FAILED)
             yield pb.WatchReplicaResponse(
-                replica_id=self.address,
+                replica_id=self.replica_id,
                 state=self.state,
                 model_id=self.model_id if loaded else "",
                 model_fingerprint=self.fingerprint if loaded else "",

@@ -63,6 +63,7 @@ class Session:
         self._submits: dict[StreamId, pb.SessionRequest] = {}
         self._cancels: list[StreamId] = []
         self._outgoing = asyncio.Event()
+        self._closed = False
         self.replica_id: ReplicaId | None = None
         self.fingerprint: Fingerprint | None = None
 
@@ -117,12 +118,14 @@ class Session:
             error = exc
         finally:
             call.cancel()
+            self._closed = True
+            self._outgoing.set()  # ends `_requests`, which grpc forgets where the peer ended
             self.fingerprint = None
             self._break(error)
         raise error
 
     async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
-        while True:
+        while not self._closed:
             while self._submits or self._cancels:
                 # cancels first: they make room for what is submitted
                 if self._cancels:

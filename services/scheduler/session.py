@@ -130,6 +130,8 @@ class Session:
         yield pb.SessionResponse(ready=ready)
         while True:
             message = await self._outbox.take()
+            # Now, and not after the yield: what ends meanwhile is in the next message.
+            is_last = self._is_half_closed and not self._open_requests()
             if message is not None:
                 yield message
             if self._error is not None:
@@ -137,7 +139,7 @@ class Session:
             if self._replica.is_stopped:
                 raise Draining("the scheduler is stopping")
             self._check_model()
-            if self._is_half_closed and not self._open_requests():
+            if is_last:
                 return
 
     def close(self) -> None:
