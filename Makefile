@@ -1,8 +1,9 @@
 # `make help` lists the targets; CI and contributors call the same ones.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11,$(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(v))) python3)
-ACCEL ?= cpu
 VENV ?= .venv
+# what is installed stays, unless asked for otherwise
+ACCEL ?= $(if $(wildcard $(VENV)/.ready-cuda),cuda,cpu)
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
@@ -14,7 +15,7 @@ help: ## list the targets
 
 $(VENV)/.ready-$(ACCEL): $(INPUTS)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL)
-	@touch $@
+	@rm -f $(VENV)/.ready-* && touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL) --dev

@@ -137,6 +137,31 @@ def test_up_says_so_when_the_disk_is_full(tmp_path: Path) -> None:
     assert processes_naming(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--port", "99999"), ["gateway.http_address", "99999"]),
+        (("--set", "gateway.admin_address=127.0.0.1:abc"), ["gateway.admin_address", "abc"]),
+        (("--host", "0.0.0.0"), ["0.0.0.0", "127.0.0.1"]),
+    ],
+)
+def test_up_names_the_address_when_it_cannot_be_used(
+    tmp_path: Path, flags: tuple[str, ...], words: list[str]
+) -> None:
+    done = run_infermesh(tmp_path, "up", *flags)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+
+
+def test_up_serves_on_ipv6_loopback(tmp_path: Path) -> None:
+    with Mesh(tmp_path, "--engine", "simulated", "--host", "::1") as mesh:
+        assert mesh.facts["url"].startswith("http://[::1]:")
+        assert [model.id for model in mesh.openai().models.list()] == [mesh.model]
+
+
 def children(mesh: Mesh) -> list[int]:
     return [service["pid"] for service in mesh.facts["services"]]
 
