@@ -219,8 +219,10 @@ def test_chat_says_what_to_do_when_nothing_answers(tmp_path: Path) -> None:
 
 
 def test_config_show_names_the_origin_of_each_value(tmp_path: Path) -> None:
-    (tmp_path / "infermesh.toml").write_text("[scheduler]\nwindow = 3\n")
+    toml = '[scheduler]\nwindow = 3\n[gateway]\nhttp_address = "[::1]:0"\n'
+    (tmp_path / "infermesh.toml").write_text(toml)
     done = run_infermesh(tmp_path, "config", "show")
+    assert "[::1]:0" in done.stdout
     line = next(row for row in done.stdout.splitlines() if row.startswith("scheduler.window "))
     assert "3" in line
     assert "infermesh.toml" in line
