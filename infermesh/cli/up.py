@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infermesh import sockets
 from infermesh.cli.display import LoadingDisplay, show_endpoints
@@ -95,7 +96,7 @@ async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
             raise
     except (MeshError, ExceptionGroup) as error:
         sentence = as_mesh_error(error).message
-        console.print(f"[red]error:[/] {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         console.print(f"[dim]logs: {log_dir}[/]", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -126,7 +127,7 @@ async def _serve_until(
     stopping: asyncio.Event, console: Console, endpoints: Endpoints, ask: str | None, began: float
 ) -> None:
     if ask is not None:
-        console.print(f"[bold]> {ask}[/]", highlight=False)
+        console.print(f"[bold]> {escape(ask)}[/]", highlight=False)
         await asyncio.to_thread(_ask, console, endpoints, ask)
     show_endpoints(console, endpoints, ask or EXAMPLE)
     console.print(f"[dim]up in {time.monotonic() - began:.1f} s[/]")

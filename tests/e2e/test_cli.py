@@ -158,7 +158,9 @@ def test_up_names_the_address_when_it_cannot_be_used(
 
 def test_up_serves_on_ipv6_loopback(tmp_path: Path) -> None:
     with Mesh(tmp_path, "--engine", "simulated", "--host", "::1") as mesh:
-        assert mesh.facts["url"].startswith("http://[::1]:")
+        url = mesh.facts["url"]
+        assert url.startswith("http://[::1]:")
+        wait_until(lambda: f"at {url}" in mesh.output.read_text(), 10)
         assert [model.id for model in mesh.openai().models.list()] == [mesh.model]
 
 
