@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from infermesh.config import SchedulerConfig
 from infermesh.errors import Internal, ModelLoadFailed, from_rpc_error
 from infermesh.v1 import errors_pb2, sampling_pb2, scheduler_service_pb2_grpc
 from infermesh.v1 import scheduler_service_pb2 as pb
+from services.scheduler.sequence import Request
 from services.scheduler.service import SchedulerProcess
 from tests.model_shard import EOS, ModelShard, oracle
 from tests.model_shard_server import MAX_MODEL_LEN, ShardServer
@@ -197,6 +199,23 @@ async def test_session_closes_when_the_gateway_half_closes(tmp_path: Path) -> No
         await gateway.all_finished()
         assert await gateway.call.read() is grpc.aio.EOF
         assert await gateway.call.code() is grpc.StatusCode.OK
+
+
+async def test_session_forgets_a_request_when_its_last_choice_has_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, ModelShard()) as mesh:
+        gateway = Gateway(mesh)
+        for stream_id in range(1, 13):
+            await gateway.submit(stream_id, [2, 3, 4, stream_id], n=1 + stream_id % 2)
+            await gateway.submit(100 + stream_id, [2, 3], max_tokens=0)
+        await gateway.submit(13, [5, 6], max_tokens=150, ignore_eos=True)  # the session lives on
+        await gateway.all_finished()
+        while not mesh.batcher.is_idle:
+            await mesh.process._replica.changed.next().wait()
+        gc.collect()
+        kept = [one for one in gc.get_objects() if isinstance(one, Request)]
+        assert len(kept) <= 1  # the last one may still be on somebody's stack
+        await gateway.submit(1, [2, 3, 4])  # its stream_id is free again
+        await gateway.until(lambda: 1 in gateway.accepted)
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["cancel", "session broken"])
