@@ -63,7 +63,9 @@ class Batcher:
             stats,
             clock,
         )
-        self.throughput = Throughput()
+        self.throughput = Throughput()  # of everything, for the load report
+        self._drain = Throughput()  # of waiting tokens
+        self._last_done_s = 0.0
         self.in_flight: deque[AppliedStep] = deque()
         self._stats = stats
         self._clock = clock
@@ -82,7 +84,7 @@ class Batcher:
             MeshError: it is refused, and why.
         """
         check_input(submission, self.roster.model)
-        check_load(submission, self.roster.ledger.capacity, self.roster.queue, self.throughput)
+        check_load(submission, self.roster.ledger.capacity, self.roster.queue, self._drain)
         request = self.roster.admit(submission, sink)
         self.roster.requests.flush()
         return request
@@ -137,7 +139,7 @@ class Batcher:
         num_kept = results.take(self.roster, step, result, self.in_flight)
         now_s = self._clock()
         self.roster.ledger.pool.step_executed(step.step_id)
-        self.throughput.record(step.planned_s, now_s, step.num_tokens)
+        self._measure(step, now_s)
         self._stats.executed(step, num_kept, now_s - step.planned_s)
         self._stats.occupied(self.roster.ledger, len(self.roster.queue))
         self.roster.requests.flush()
@@ -195,6 +197,17 @@ class Batcher:
         self._next_step = StepId(self._next_step + 1)
         self.in_flight.append(step)
         return step
+
+    def _measure(self, step: AppliedStep, now_s: float) -> None:
+        """What a step says of the drain rate: nothing unless it was nearly full, mostly of prompts.
+
+        A step of decodes takes almost as long with a prompt in it, so its few tokens are no rate.
+        """
+        began_s, self._last_done_s = max(step.planned_s, self._last_done_s), now_s
+        self.throughput.record(began_s, now_s, step.num_tokens)
+        full = self.roster.ledger.capacity.max_batch_tokens
+        if 4 * step.num_tokens >= 3 * full and 2 * step.num_known >= step.num_tokens:
+            self._drain.record(began_s, now_s, step.num_known)
 
     def _plan_state(self) -> PlanState:
         roster = self.roster

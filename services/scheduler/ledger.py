@@ -61,6 +61,11 @@ class AppliedStep:
     num_tokens: int
     planned_s: float
 
+    @property
+    def num_known(self) -> int:
+        """Its tokens of prompts and of outputs computed again: all but the decodes."""
+        return self.num_tokens - sum(row.from_last for row in self.rows)
+
 
 class Ledger:
     """All that is held on one device."""

@@ -73,12 +73,11 @@ class Stats:
         self._epochs.inc()
 
     def executed(self, step: AppliedStep, num_generated: int, seconds: float) -> None:
-        num_decoded = sum(1 for row in step.rows if row.from_last)
         self._steps.inc()
         self._rows.observe(len(step.rows))
         self._tokens.observe(step.num_tokens)
         self._step.observe(seconds)
-        self._computed.inc(step.num_tokens - num_decoded)
+        self._computed.inc(step.num_known)
         self._generated.inc(num_generated)
 
     def first_token(self, timeline: Timeline) -> None:

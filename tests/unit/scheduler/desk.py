@@ -48,7 +48,7 @@ class Listener:
 class Desk:
     """Submits, steps and a clock that only `step_s` moves."""
 
-    def __init__(self, shard: ModelShard) -> None:
+    def __init__(self, shard: ModelShard, **options: Any) -> None:
         self.now_s = 0.0
         self.shard = shard
         self.listener = Listener()
@@ -56,7 +56,7 @@ class Desk:
             shard.num_blocks, shard.block_size, shard.max_num_seqs, shard.max_batch_tokens
         )
         model = ModelFacts("model", "print", MAX_LEN, VOCAB_SIZE, frozenset({EOS}))
-        settings = BatcherSettings(window=shard.window)
+        settings = BatcherSettings(window=shard.window, **options)
         self.batcher = Batcher(settings, model, capacity, Stats(self._clock), self._clock)
         shard.open(1)
         self.batcher.open_epoch(capacity, contents_survive=True)
