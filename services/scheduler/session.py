@@ -54,6 +54,11 @@ class Outbox:
         """Unread answers to submits."""
         return len(self._next.accepted) + len(self._next.refused)
 
+    @property
+    def has_mail(self) -> bool:
+        """`take` would not wait."""
+        return self._has_mail.is_set()
+
     def accepted(self, stream_id: int, queued_tokens: int) -> None:
         self._next.accepted.add(stream_id=stream_id, queued_tokens=queued_tokens)
 
@@ -142,6 +147,8 @@ class Session:
                 yield message
             if self._error is not None:
                 raise self._error
+            if self._outbox.has_mail:  # it came while the message before went out
+                continue
             if self._replica.is_stopped:
                 raise Draining("the scheduler is stopping")
             self._check_model()
