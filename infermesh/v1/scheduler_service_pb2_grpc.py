@@ -62,8 +62,9 @@ class SchedulerServiceServicer(object):
         Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
         with contiguous `start` per choice; then exactly one finished per choice. At most one message
         per engine step, for all of the gateway's requests together.
-        Cancel: SessionRequest.cancel ends one request (finished with CANCELLED follows for each of
-        its open choices); its blocks are free within the window. Cancelling the call ends all.
+        Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
+        follows for each that was open); its blocks are free within the window. Cancelling the call
+        ends all.
         Errors of the call: DRAINING, REPLICA_UNAVAILABLE (another model is served now: token ids mean
         something else), SLOW_CONSUMER (submits without reading the answers), PROTOCOL_VIOLATION,
         INTERNAL.

@@ -9,11 +9,10 @@ and results over the wire and calls `break_epoch` and `open_epoch` around failur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from infermesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MeshError,
     OutOfMemory,
@@ -28,7 +27,7 @@ from services.scheduler.ledger import AppliedStep, Capacity, Ledger
 from services.scheduler.plan import Limits, PlanState, StepPlan, plan
 from services.scheduler.queue import Throughput, WaitingQueue
 from services.scheduler.roster import Roster
-from services.scheduler.sequence import FinishReason, Request, Sink
+from services.scheduler.sequence import Request, Sink
 from services.scheduler.stats import Stats
 from services.scheduler.suspects import Suspects
 
@@ -89,9 +88,9 @@ class Batcher:
         self.roster.requests.flush()
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends a request that nobody wants any more."""
-        self.roster.fail(request, Cancelled("cancelled"), FinishReason.CANCELLED)
+    def cancel(self, request: Request, choices: Collection[int] = ()) -> None:
+        """Ends a request, or these choices of it, that nobody wants any more."""
+        self.roster.cancel(request, choices)
         self.roster.requests.flush()
 
     def fail_all(self, error: MeshError) -> None:

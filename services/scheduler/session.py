@@ -169,7 +169,7 @@ class Session:
         elif kind == "cancel":
             request = self._requests.get(message.cancel.stream_id)
             if request is not None:  # else it is over: the two crossed
-                self._replica.cancel(request)
+                self._replica.cancel(request, message.cancel.choices)
         else:
             raise ProtocolViolation("a session message without submit or cancel")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +93,9 @@ class Gateway:
             self.outputs[stream_id, choice] = []
         await self.call.write(pb.SessionRequest(submit=submit(stream_id, prompt, **options)))
 
-    async def cancel(self, stream_id: int) -> None:
-        await self.call.write(pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id)))
+    async def cancel(self, stream_id: int, choices: Sequence[int] = ()) -> None:
+        cancel = pb.Cancel(stream_id=stream_id, choices=choices)
+        await self.call.write(pb.SessionRequest(cancel=cancel))
 
     async def read(self) -> pb.SessionResponse:
         message = await self.call.read()
@@ -247,6 +248,24 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
             await mesh.process._replica.changed.next().wait()
         assert mesh.batcher.roster.ledger.pool.num_used == 0
         assert mesh.shard.servicer.shard.num_steps_executed - num_executed <= 2
+
+
+async def test_choice_ends_alone_when_it_is_cancelled(tmp_path: Path) -> None:
+    async with running(tmp_path, ModelShard()) as mesh:
+        gateway = Gateway(mesh)
+        prompt = [2, 3, 4, 5, 6]
+        await gateway.submit(1, prompt, n=3, max_tokens=150, ignore_eos=True)
+        await gateway.until(lambda: len(gateway.outputs[1, 2]) > 3)
+        await gateway.cancel(1, choices=[0, 2])
+        await gateway.until(lambda: len(gateway.finished) == 2)
+        for choice in (0, 2):
+            assert gateway.finished[1, choice].reason == sampling_pb2.FINISH_REASON_CANCELLED
+            assert len(gateway.outputs[1, choice]) < 150
+        await gateway.all_finished()
+        assert gateway.outputs[1, 1] == expected(prompt, 1, n=3, max_tokens=150, ignore_eos=True)
+        await gateway.cancel(1, choices=[1])  # they crossed
+        await gateway.submit(2, prompt)
+        await gateway.until(lambda: (2, 0) in gateway.finished)
 
 
 async def test_submit_is_refused_with_a_time_when_the_queue_is_full(tmp_path: Path) -> None:
