@@ -19,7 +19,7 @@ from gateway.replica.translate import (
     submit_to_pb,
     without_choice,
 )
-from gateway.request import Fingerprint, ReplicaId
+from gateway.request import Fingerprint
 from gateway.tokens import Finish, TokenLogprobs
 from infermesh.errors import MeshError, ReplicaUnavailable, from_detail, from_rpc_error
 from infermesh.v1 import scheduler_service_pb2 as pb
@@ -64,7 +64,6 @@ class Session:
         self._submits: dict[StreamId, pb.SessionRequest] = {}
         self._cancels: dict[StreamId, list[int]] = {}
         self._outgoing = asyncio.Event()
-        self.replica_id: ReplicaId | None = None
         self.fingerprint: Fingerprint | None = None
 
     @property
@@ -117,7 +116,6 @@ class Session:
         try:
             async for response in call:
                 if response.HasField("ready"):
-                    self.replica_id = ReplicaId(response.ready.replica_id)
                     self.fingerprint = Fingerprint(response.ready.model_fingerprint)
                     on_ready()
                 self._dispatch(response)
