@@ -24,11 +24,12 @@ from services.scheduler import results
 from services.scheduler.ids import StepId
 from services.scheduler.intake import ModelFacts, Submission, check_input, check_load
 from services.scheduler.ledger import AppliedStep, Capacity, Ledger
-from services.scheduler.plan import Limits, PlanState, StepPlan, plan
+from services.scheduler.plan import plan
 from services.scheduler.queue import Throughput, WaitingQueue
 from services.scheduler.roster import Roster
 from services.scheduler.sequence import Request, Sink
 from services.scheduler.stats import Stats
+from services.scheduler.step_plan import Limits, PlanState, StepPlan
 from services.scheduler.suspects import Suspects
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.plan import Admission, PlannedRow, StepPlan
 from services.scheduler.prefix_cache import PrefixCache, extend_hashes
 from services.scheduler.sequence import Placement, Sequence
+from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
