@@ -53,7 +53,7 @@ class AttemptSink:
         )
 
     async def ended(self) -> None:
-        """Returns when every choice has finished.
+        """Returns when every choice has finished or was dropped.
 
         Raises:
             Broken: the attempt was lost.
@@ -72,7 +72,7 @@ class AttemptSink:
     def on_delta(
         self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> None:
-        if self._outcome.done():
+        if self._outcome.done() or self._generation.was_dropped(choice):
             return
         try:
             self._generation.extend(choice, start, token_ids, logprobs)
@@ -80,7 +80,7 @@ class AttemptSink:
             self._end(Broken(violation))
 
     def on_finished(self, choice: int, end: Finish | MeshError) -> None:
-        if self._outcome.done():
+        if self._outcome.done() or self._generation.was_dropped(choice):
             return
         if isinstance(end, MeshError):
             self._end(end)
@@ -98,6 +98,11 @@ class AttemptSink:
 
     def on_broken(self, error: MeshError) -> None:
         self._end(Broken(error))
+
+    def on_dropped(self) -> None:
+        """A choice is not wanted any more, maybe the last open one."""
+        if self._generation.ended:
+            self._end(None)
 
     def _end(self, outcome: MeshError | Broken | None) -> None:
         if not self._outcome.done():
@@ -125,7 +130,9 @@ class Driver:
         """Ends with the generation finished or failed; raises only when cancelled."""
         try:
             while not self._generation.ended:
-                await self._try_once(await self._next_replica())
+                replica = await self._next_replica()
+                if not self._generation.ended:  # its last choice may have been dropped meanwhile
+                    await self._try_once(replica)
         except MeshError as error:
             self._generation.fail(error)
         except Exception as exc:
@@ -146,9 +153,16 @@ class Driver:
         self._attempt += 1
         sink = AttemptSink(generation, replica)
         attempt = replica.submit(submission, sink)
+
+        def drop(choice: int) -> None:
+            attempt.cancel_choice(choice)
+            sink.on_dropped()
+
+        generation.on_dropped = drop
         try:
             await sink.ended()
-            attempt.release()
+            if not any(choice.dropped for choice in generation.choices):
+                attempt.release()  # else a dropped one may run yet: `cancel` below
         except Broken as broken:
             self._on_break(replica, broken.cause)
         except _ELSEWHERE as refusal:

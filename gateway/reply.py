@@ -43,8 +43,9 @@ class PromptReply:
         return all(text.done for text in self.texts)
 
     def take(self) -> list[ChoiceDelta]:
-        """New text of its choices."""
+        """New text of its choices; one that has ended here is declined."""
         deltas = []
+        ended_here = []
         for news in self._reader.take():
             text = self.texts[news.choice]
             if text.done:
@@ -53,10 +54,15 @@ class PromptReply:
             if news.finish is not None:
                 self._finishes[news.choice] = news.finish
                 text.finish(news.finish)
+            elif text.done:
+                ended_here.append(news.choice)
             if (delta := text.take()) is not None:
                 deltas.append(delta)
         if self.done:
             self._reader.close()
+        else:
+            for choice in ended_here:
+                self._reader.decline(choice)
         return deltas
 
     def usage(self) -> Usage:

@@ -57,7 +57,7 @@ class FakeScheduler(SchedulerServiceServicer):
     Attributes:
         script: what it says.
         gated: produce a step only when the test calls `step`.
-        submits, cancelled: what the gateway sent, in order.
+        submits, cancelled: what the gateway sent, in order; a cancelled request, or its choice.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class FakeScheduler(SchedulerServiceServicer):
         self.refusal: MeshError | None = None
         self.fail_at: tuple[int, MeshError] | None = None
         self.submits: list[pb.Submit] = []
-        self.cancelled: list[str] = []
+        self.cancelled: list[str | tuple[str, int]] = []
         self.state = pb.REPLICA_STATE_SERVING
         self.num_tokens_waiting = 0
         self._streams: dict[tuple[int, int], Stream] = {}
@@ -226,10 +226,29 @@ class FakeScheduler(SchedulerServiceServicer):
         async for request in requests:
             if request.HasField("submit"):
                 self._on_submit(session, request.submit)
-            elif (session, request.cancel.stream_id) in self._streams:
-                stream = self._streams.pop((session, request.cancel.stream_id))
-                self.cancelled.append(stream.submit.request_id)
+            else:
+                self._on_cancel((session, request.cancel.stream_id), request.cancel)
             await self._notify()
+
+    def _on_cancel(self, key: tuple[int, int], cancel: pb.Cancel) -> None:
+        stream = self._streams.get(key)
+        if stream is None:
+            return
+        if not cancel.choices:
+            del self._streams[key]
+            self.cancelled.append(stream.submit.request_id)
+            return
+        for choice in cancel.choices:
+            if stream.positions.pop(choice, None) is not None:
+                self.cancelled.append((stream.submit.request_id, choice))
+                end = pb.Finished(
+                    stream_id=key[1],
+                    choice=choice,
+                    reason=sampling_pb2.FINISH_REASON_CANCELLED,
+                )
+                self._send(key[0], finished=[end])
+        if not stream.positions:
+            del self._streams[key]
 
     def _on_submit(self, session: int, submit: pb.Submit) -> None:
         self.submits.append(submit)

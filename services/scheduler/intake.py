@@ -52,6 +52,11 @@ class Submission:
         outputs = sum(len(output) + 1 for _, output in self.choices)
         return len(self.prompt_token_ids) + outputs - 1
 
+    @property
+    def is_resumed(self) -> bool:
+        """Its client has seen some of it already."""
+        return any(output for _, output in self.choices)
+
 
 def check_input(submission: Submission, model: ModelFacts) -> None:
     """Raises InvalidRequest or ContextLengthExceeded, naming field, value and range."""
@@ -84,9 +89,13 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
 
 
 def check_load(
-    submission: Submission, capacity: Capacity, queue: WaitingQueue, throughput: Throughput
+    submission: Submission, capacity: Capacity, queue: WaitingQueue, drain: Throughput
 ) -> None:
-    """Raises ContextLengthExceeded, QueueFull or DeadlineExceeded: not here, or not now."""
+    """Raises ContextLengthExceeded, QueueFull or DeadlineExceeded: not here, or not now.
+
+    Without evidence of how fast waiting tokens are computed, a deadline is believed; for a resumed
+    stream, which was promised, always.
+    """
     prompt_len = len(submission.prompt_token_ids)
     if prompt_len + 1 > capacity.num_blocks * capacity.block_size:
         raise ContextLengthExceeded(
@@ -98,10 +107,11 @@ def check_load(
         excess = queue.num_tokens + submission.num_tokens - queue.max_tokens
         raise QueueFull(
             f"{queue.num_tokens} of {queue.max_tokens} queue tokens are taken",
-            retry_after_s=throughput.retry_after_s(excess),
+            retry_after_s=drain.retry_after_s(excess),
         )
     if submission.remaining_s is not None:
-        wait_s = throughput.seconds_for(queue.num_tokens) or 0.0
+        num_ahead = queue.num_tokens_ahead(submission.priority)
+        wait_s = 0.0 if submission.is_resumed else drain.seconds_for(num_ahead) or 0.0
         if submission.remaining_s <= 0 or wait_s > submission.remaining_s:
             raise DeadlineExceeded(
                 f"the queue takes about {wait_s:.1f} s, the deadline is in "

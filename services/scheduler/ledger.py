@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.plan import Admission, PlannedRow, StepPlan
 from services.scheduler.prefix_cache import PrefixCache, extend_hashes
 from services.scheduler.sequence import Placement, Sequence
+from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ class AppliedStep:
     rows: list[AppliedRow]
     num_tokens: int
     planned_s: float
+
+    @property
+    def num_known(self) -> int:
+        """Its tokens of prompts and of outputs computed again: all but the decodes."""
+        return self.num_tokens - sum(row.from_last for row in self.rows)
 
 
 class Ledger:
