@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence as Seq
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,43 +13,14 @@ from infermesh.v1 import sampling_pb2
 from services.scheduler.batcher import Batcher, BatcherSettings
 from services.scheduler.intake import ModelFacts, Submission
 from services.scheduler.ledger import Capacity
-from services.scheduler.sequence import Ending, FinishReason, Request, Sampling, Sequence
+from services.scheduler.sequence import FinishReason, Request, Sampling
 from services.scheduler.stats import Stats
 from services.scheduler.steps import encode
 from tests.model_shard import EOS, VOCAB_SIZE, DeviceFault, ModelShard, oracle, uses_penalties
+from tests.unit.scheduler.scene import Recorder
+from tests.unit.scheduler.scene import submission as plain_submission
 
 MAX_LEN = 48
-
-
-class Recorder:
-    """A sink that keeps all it is told."""
-
-    def __init__(self) -> None:
-        self.outputs: dict[tuple[int, int], list[int]] = {}
-        self.endings: dict[tuple[int, int], Ending] = {}
-        self.num_flushes = 0
-
-    def accepted(self, stream_id: int, queued_tokens: int) -> None: ...
-
-    def refused(self, stream_id: int, error: MeshError) -> None: ...
-
-    def delta(
-        self, sequence: Sequence, start: int, tokens: Seq[int], logprobs: Seq[object]
-    ) -> bool:
-        key = (sequence.request.stream_id, sequence.choice)
-        output = self.outputs[key]
-        assert key not in self.endings, "a token after the end"
-        assert start == len(output), "a token lost or doubled"
-        output.extend(tokens)
-        return True
-
-    def finished(self, sequence: Sequence, end: Ending) -> None:
-        key = (sequence.request.stream_id, sequence.choice)
-        assert key not in self.endings, "finished twice"
-        self.endings[key] = end
-
-    def flush(self) -> None:
-        self.num_flushes += 1
 
 
 class World:
@@ -164,37 +134,22 @@ def submission(
     stream_id: int,
     prompt: list[int],
     *,
-    choices: list[tuple[int, list[int]]] | None = None,
-    max_tokens: int | None = 8,
-    min_tokens: int = 0,
-    stop_token_ids: frozenset[int] = frozenset(),
-    ignore_eos: bool = False,
-    priority: int = 2,
     seed: int = 7,
     temperature: float = 0.0,
     presence_penalty: float = 0.0,
-    remaining_s: float | None = None,
     domain: str = "tenant",
+    **changes: object,
 ) -> Submission:
     wire = sampling_pb2.SamplingParams(
         seed=seed, temperature=temperature, presence_penalty=presence_penalty
     )
-    return Submission(
+    return plain_submission(
         request_id=f"request-{stream_id}",
         stream_id=stream_id,
         prompt_token_ids=list(prompt),
-        choices=choices if choices is not None else [(0, [])],
         sampling=Sampling(wire, uses_penalties(wire)),
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        stop_token_ids=stop_token_ids,
-        ignore_eos=ignore_eos,
-        priority=priority,
-        tenant="tenant",
-        tenant_weight=1.0,
-        remaining_s=remaining_s,
         sharing_domain=domain,
-        traceparent="",
+        **changes,
     )
 
 
