@@ -347,7 +347,7 @@ class _Draft:
 
 def _turn(sequence: Sequence) -> tuple[int, int]:
     assert sequence.placement is not None
-    return -sequence.priority, sequence.placement.last_step
+    return -sequence.priority, sequence.placement.last_turn
 
 
 def _youth(sequence: Sequence) -> tuple[int, tuple[int, int]]:
