@@ -134,13 +134,14 @@ def test_preempted_is_the_lowest_class_and_then_the_youngest(
     assert step_plan.preempted[0] is sequences[victim]
 
 
-def test_preempted_loses_its_row_and_its_share_of_the_budget_when_it_was_planned() -> None:
+def test_preempted_gives_its_row_and_its_budget_back_when_it_was_planned() -> None:
     scene = Scene(num_blocks=3, caching=False)
-    old = scene.run(8)  # needs a block for its next token
-    scene.run(3)  # does not: it is planned first, then taken back
-    step_plan = scene.plan(budget=2)
-    assert row_counts(step_plan) == [(old, 1)]
-    assert [s.order for s in step_plan.preempted] == [(2, 0)]
+    old = scene.run(4)  # needs a block for its next token
+    prefill = scene.run(8, planned=2)
+    victim = scene.run(3, priority=1)  # needs none: it is planned first, then taken back
+    step_plan = scene.plan(budget=3)
+    assert row_counts(step_plan) == [(old, 1), (prefill, 2)]
+    assert step_plan.preempted == [victim]
 
 
 def test_one_preemption_is_enough_when_it_frees_several_blocks() -> None:

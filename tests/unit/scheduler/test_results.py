@@ -24,12 +24,17 @@ class Device:
     """A batcher whose results are written by hand."""
 
     def __init__(self, window: int = 3, **capacity: int) -> None:
-        room = {"num_blocks": 16, "max_num_seqs": 4, "max_batch_tokens": 32} | capacity
+        room = {
+            "num_blocks": 16,
+            "block_size": SIZE,
+            "max_num_seqs": 4,
+            "max_batch_tokens": 32,
+        } | capacity
         self.sink = Recorder()
         self.batcher = Batcher(
             BatcherSettings(window=window),
             MODEL,
-            Capacity(block_size=SIZE, **room),
+            Capacity(**room),
             Stats(lambda: 0.0),
             lambda: 0.0,
         )
@@ -195,6 +200,17 @@ def test_reader_starts_again_when_what_it_relied_on_failed() -> None:
     assert device.batcher.in_flight[0].rows[0].first == 0
     device.answer(60)
     assert device.output(reader) == [60]
+
+
+def test_blocks_of_a_fork_are_withdrawn_when_its_leader_failed() -> None:
+    device = Device(window=2, block_size=4)
+    device.submit([9, 8, 7], choices=[(0, []), (1, [60, 61])])
+    device.send()  # the fork copies part of a block that the leader's step is to fill
+    assert len(device.batcher.roster.ledger.cache) == 1
+    device.answer(FAILED)
+    device.answer(SKIPPED, 55)
+    assert len(device.batcher.roster.ledger.cache) == 0
+    assert device.batcher.is_idle
 
 
 def test_reader_goes_on_when_its_blocks_were_filled_before_the_failure() -> None:
