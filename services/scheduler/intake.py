@@ -71,8 +71,10 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
         )
     if not submission.choices:
         raise InvalidRequest("choices is empty: at least one choice", param="n")
-    if len({index for index, _ in submission.choices}) < len(submission.choices):
-        raise InvalidRequest("choices name an index twice", param="n")
+    indices = [index for index, _ in submission.choices]
+    if len(set(indices)) < len(indices):
+        twice = next(index for index in indices if indices.count(index) > 1)
+        raise InvalidRequest(f"choices names index {twice} twice", param="n")
     named: list[tuple[str, Collection[int]]] = [
         ("prompt", submission.prompt_token_ids),
         ("stop_token_ids", submission.stop_token_ids),
@@ -81,11 +83,15 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
     ]
     for param, token_ids in named:  # one such id could bring the device down
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            wrong = next(one for one in token_ids if not 0 <= one < vocab_size)
             raise InvalidRequest(
-                f"{param} has a token id outside 0 to {vocab_size - 1}", param=param
+                f"{param} has token id {wrong}; the vocabulary has 0 to {vocab_size - 1}",
+                param=param,
             )
-    if submission.min_tokens < 0 or (submission.max_tokens or 0) < 0:
-        raise InvalidRequest("min_tokens and max_tokens are 0 or more", param="max_tokens")
+    limits = {"min_tokens": submission.min_tokens, "max_tokens": submission.max_tokens or 0}
+    for param, value in limits.items():
+        if value < 0:
+            raise InvalidRequest(f"{param} is {value}: 0 or more", param=param)
 
 
 def check_load(

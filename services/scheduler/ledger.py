@@ -79,6 +79,7 @@ class Ledger:
         self._free_slots: list[SlotId] = []
         self._ended_slots: list[SlotId] = []
         self._unconfirmed: dict[BlockId, tuple[Placement, StepId]] = {}
+        self._num_turns = 0
         self._reset_slots()
 
     @property
@@ -241,6 +242,8 @@ class Ledger:
         row = AppliedRow(place, first, end, new_blocks, place.has_sampled, samples)
         place.num_planned = end
         place.last_step = step_id
+        self._num_turns += 1
+        place.last_turn = self._num_turns
         if samples:
             place.num_sampling += 1
             place.has_sampled = True

@@ -198,4 +198,4 @@ def _fits(draft: Draft, sequence: Sequence, start: Start, available: int) -> boo
 
 def _turn(sequence: Sequence) -> tuple[int, int]:
     assert sequence.placement is not None
-    return -sequence.priority, sequence.placement.last_step
+    return -sequence.priority, sequence.placement.last_turn
