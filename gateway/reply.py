@@ -45,7 +45,7 @@ class PromptReply:
     def take(self) -> list[ChoiceDelta]:
         """New text of its choices; one that has ended here is declined."""
         deltas = []
-        ended_here = []
+        ended_here: list[int] = []
         for news in self._reader.take():
             text = self.texts[news.choice]
             if text.done:
