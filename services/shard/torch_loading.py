@@ -103,7 +103,7 @@ class TorchLoader:
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,
-            config.num_key_value_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             spec.block_size,
             dtype,
