@@ -26,7 +26,7 @@ STOP_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where the mesh listens, and what it serves."""
+    """Where the mesh listens, and the names it serves: its models, then their aliases."""
 
     url: str
     admin_url: str
@@ -109,7 +109,7 @@ class Supervisor:
             for address in self._plan.scheduler_addresses:
                 tasks.create_task(wait_replica(address, on_progress))
         url = f"http://{facts['http_address']}"
-        models = await wait_gateway(url, API_KEY)
+        models = await wait_gateway(url, API_KEY, self._plan.model_names)
         return Endpoints(
             url=url,
             admin_url=f"http://{facts['admin_address']}",

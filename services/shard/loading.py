@@ -89,7 +89,7 @@ def _torch(
     report(Progress("importing torch"))
     from services.shard import torch_loading
 
-    loader = torch_loading.TorchLoader(config.device, config.num_threads)
+    loader = torch_loading.TorchLoader(config.device, config.num_threads, config.local_shards)
     dtype = loader.choose_dtype(spec, files, checkpoint)
     progress = _Bytes(report, checkpoint)
     model = loader.build(files, checkpoint, dtype, progress.add)

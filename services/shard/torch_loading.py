@@ -33,10 +33,11 @@ _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float
 class TorchLoader:
     """Builds one engine; the caller wraps it with files, hashes and manifest."""
 
-    def __init__(self, device: str, fixed_threads: int) -> None:
+    def __init__(self, device: str, fixed_threads: int, local_shards: int) -> None:
         """Raises InvalidRequest for a device that is not here."""
         self._fixed_threads = fixed_threads
-        torch.set_num_threads(fixed_threads or physical_cores())
+        self._local_shards = local_shards
+        torch.set_num_threads(fixed_threads or max(1, physical_cores() // local_shards))
         self.device = choose_device(device)
 
     def choose_dtype(
@@ -99,7 +100,7 @@ class TorchLoader:
     ) -> tuple[TorchEngine, sizing.Sizing]:
         """The engine with its KV pool. Raises OutOfMemory."""
         weight_bytes = num_parameters(model) * dtype.itemsize
-        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes))
+        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes, self._local_shards))
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,
@@ -121,8 +122,9 @@ class TorchLoader:
     def _kv_budget(self) -> int:
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return sizing.cuda_kv_budget(total, free)
-        return sizing.cpu_kv_budget(available_memory_bytes())
+            own = torch.cuda.memory_reserved(self.device)
+            return sizing.cuda_kv_budget(total, free, own, self._local_shards)
+        return sizing.cpu_kv_budget(available_memory_bytes(), self._local_shards)
 
 
 def choose_device(name: str) -> torch.device:
