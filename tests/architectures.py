@@ -92,6 +92,13 @@ _YARN = {
     "original_max_position_embeddings": 32,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4],
+    "long_factor": [1.5, 2.5, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": 40,
+}
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 
 
@@ -109,9 +116,9 @@ class Variant:
 
 
 def _rope(model_type: str, parameters: dict[str, Any]) -> Variant:
-    return Variant(
-        model_type, f"{parameters['rope_type']} rope", {"rope_parameters": dict(parameters)}
-    )
+    name = parameters["rope_type"]
+    name = name if name.endswith("rope") else f"{name} rope"
+    return Variant(model_type, name, {"rope_parameters": dict(parameters)})
 
 
 _VARIANTS = (
@@ -122,6 +129,16 @@ _VARIANTS = (
     Variant("llama", "one KV head for all", {"num_key_value_heads": 1, "head_dim": 14}),
     Variant("llama", "a KV head for each", {"num_key_value_heads": 6}),
     _rope("mistral", _YARN),
+    Variant(
+        "phi3",
+        "longrope with short and long sequences in one batch",
+        {
+            "rope_parameters": _LONGROPE,
+            "original_max_position_embeddings": 40,
+            "sliding_window": None,
+        },
+    ),
+    _rope("llama", _LONGROPE),
     Variant("mistral", "no window", {"sliding_window": None}),
     _rope("qwen2", _YARN),
     Variant(

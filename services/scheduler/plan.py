@@ -4,7 +4,8 @@ A step maps sequences to numbers of tokens; there are no prefill or decode phase
 
 1. Running sequences with one token to go (decodes): a long prompt never stalls running streams.
 2. Class by class: chunks of prompts that run already, then admissions from the waiting queue.
-3. Where a running sequence needs a block and none is left, the lowest, youngest one is preempted.
+3. A sequence that outgrew its rotary tables gives up its place, to be computed anew.
+4. Where a running sequence needs a block and none is left, the lowest, youngest one is preempted.
 
 Who waits in which order is `WaitingQueue`'s affair, what a plan does to the books `Ledger`'s.
 """
@@ -29,6 +30,8 @@ class Limits:
     block_size: int
     # Waiting sequences looked at per plan.
     max_candidates: int = 256
+    # A sequence that grows past it gives up its place: all it computed is void. 0: none does.
+    rope_switch_len: int = 0
 
 
 @dataclass(slots=True)
@@ -123,6 +126,8 @@ def find_start(
     start = Start(len(match.block_ids) * block_size, match.block_ids)
     fork_at = sequence.prompt_len - 1
     leader = leader_of(sequence)
+    if leader is not None and leader.sequence.is_long != sequence.is_long:
+        return start, match.missing
     if leader is None or leader.num_planned < fork_at or start.num_computed >= fork_at:
         return start, match.missing
     full, rest = divmod(fork_at, block_size)
@@ -176,12 +181,22 @@ class _Draft:
             if end >= sequence.max_len:  # its last token is on its way
                 self.blocks_coming = True
                 continue
+            if 0 < self.limits.rope_switch_len < end and not sequence.is_long:
+                self._outgrew(sequence)
+                continue
             if end - place.num_planned == 1:
                 decodes.append(sequence)
             else:
                 prefills[sequence.priority].append(sequence)
                 self.committed += self._blocks_for(end + 1) - len(place.block_ids)
         return decodes, prefills
+
+    def _outgrew(self, sequence: Sequence) -> None:
+        """Its next token needs the other rotary tables, and with them all before it anew."""
+        if sequence.num_in_flight:  # what they yield is still known by the old ones
+            self.blocks_coming = True
+        else:
+            self.preempted.append(sequence)
 
     def plan_decodes(self, decodes: list[Sequence]) -> None:
         if len(decodes) > self.budget:  # take turns

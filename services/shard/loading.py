@@ -109,6 +109,7 @@ def _torch(
         max_model_len=sized.max_model_len,
         num_parameters=num_parameters,
         weight_bytes=num_parameters * dtype.itemsize,
+        rope_switch_len=engine.rope_switch_len,
     )
     return LoadedModel(
         engine, manifest, sized.capacity, str(loader.device), [(TOKENIZER_NAME, files.tokenizer)]

@@ -42,10 +42,9 @@ ARCHITECTURES = (
 )
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 MODEL_TYPES = tuple(_BY_TYPE)
-# Their tables depend on the model alone; dynamic ones do up to max_position_embeddings, and no
-# sequence is longer. longrope chooses its table from the longest position in the batch, so that one
-# request would change the others.
-ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "yarn")
+# Their tables depend on the model alone, but for two: dynamic ones change past
+# max_position_embeddings, and no sequence is longer; longrope has two, see rope.py.
+ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 # What a model_type must not ask for: its model code would ignore it, or attend otherwise.
 _UNSERVED = (
     ("use_bidirectional_attention", "attends in both directions"),

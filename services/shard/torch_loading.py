@@ -21,6 +21,7 @@ from services.shard.forward import ATTENTION_NAME, ForwardPass, register
 from services.shard.host import available_memory_bytes, num_threads, physical_cores
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
+from services.shard.rope import install as install_rope
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
@@ -98,7 +99,7 @@ class TorchLoader:
     def engine(
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
-        """The engine with its KV pool. Raises OutOfMemory."""
+        """The engine with its KV pool. Raises OutOfMemory or UnsupportedModel."""
         weight_bytes = num_parameters(model) * dtype.itemsize
         torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes, self._local_shards))
         config: Any = model.config
@@ -116,8 +117,10 @@ class TorchLoader:
             budget_bytes=self._kv_budget(),
         )
         pool = KvPool(shape, sized.capacity.num_blocks, self.device)
-        forward = ForwardPass(model, pool, config.num_attention_heads, self.device)
-        return TorchEngine(forward, pool, spec.block_size), sized
+        rope = install_rope(model)
+        forward = ForwardPass(model, pool, config.num_attention_heads, self.device, rope)
+        switch_len = rope.switch_len if rope else 0
+        return TorchEngine(forward, pool, spec.block_size, switch_len), sized
 
     def _kv_budget(self) -> int:
         if self.device.type == "cuda":

@@ -91,6 +91,9 @@ def test_load_fails_by_name_when_a_tensor_is_there_twice(tmp_path: Path) -> None
 def test_phi3_is_loaded_when_its_repository_carries_the_same_class_as_code(tmp_path: Path) -> None:
     config = write_tiny_model(tmp_path, "phi3") / "config.json"
     fields = json.loads(config.read_text())
-    fields["auto_map"] = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    fields["auto_map"] = {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+    }
     config.write_text(json.dumps(fields))
     assert "model.layers.0.self_attn.qkv_proj.weight" in _weights(tmp_path)

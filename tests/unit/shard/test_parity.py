@@ -69,6 +69,7 @@ def test_logits_equal_transformers_when_steps_mix_chunks_and_decodes(
     ]
     with torch.inference_mode():
         wanted = [reference(torch.tensor([tokens])).logits[0] for tokens in sequences]
+    switch_len = loaded.manifest.rope_switch_len
     blocks = rng.sample(range(120), 120)
     tables = np.array(blocks[: 5 * 20]).reshape(5, 20)
     done = [0] * len(sequences)
@@ -82,7 +83,14 @@ def test_logits_equal_transformers_when_steps_mix_chunks_and_decodes(
             size = 1 if rng.random() < 0.8 else min(left, rng.randint(1, 30))
             chunk = tokens[done[i] : done[i] + size]
             rows.append(
-                active_row(Sampling(), slot=i, start=done[i], token_ids=chunk, block_ids=[0])
+                active_row(
+                    Sampling(),
+                    slot=i,
+                    start=done[i],
+                    token_ids=chunk,
+                    block_ids=[0],
+                    long_rope=0 < switch_len < len(tokens),
+                )
             )
         if not rows:
             continue
