@@ -1,8 +1,9 @@
 # `make help` lists the targets; CI and contributors call the same ones.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11,$(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(v))) python3)
-ACCEL ?= cpu
 VENV ?= .venv
+# what is installed stays, unless asked for otherwise
+ACCEL ?= $(if $(wildcard $(VENV)/.ready-cuda),cuda,cpu)
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
@@ -14,7 +15,7 @@ help: ## list the targets
 
 $(VENV)/.ready-$(ACCEL): $(INPUTS)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL)
-	@touch $@
+	@rm -f $(VENV)/.ready-* && touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL) --dev
@@ -23,7 +24,8 @@ $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 setup: $(VENV)/.ready-$(ACCEL) ## make .venv with pinned dependencies (ACCEL=cpu or cuda)
 
 run: setup ## start the mesh with the demo model, ask it a question, serve until Ctrl-C
-	@exec $(BIN)/infermesh up --ask "What is the capital of France?"
+	@up() { $(BIN)/infermesh up --ask "What is the capital of France?"; }; \
+	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
 test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

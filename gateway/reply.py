@@ -13,7 +13,7 @@ from gateway.request import Options
 from gateway.served_model import ServedModel
 from gateway.text.choice_text import ChoiceText
 from gateway.tokens import ChoiceDelta, Finish, Usage
-from infermesh.errors import DeadlineExceeded
+from infermesh.errors import DeadlineExceeded, MeshError
 
 
 class PromptReply:
@@ -43,8 +43,9 @@ class PromptReply:
         return all(text.done for text in self.texts)
 
     def take(self) -> list[ChoiceDelta]:
-        """New text of its choices."""
+        """New text of its choices; one that has ended here is declined."""
         deltas = []
+        ended_here = []
         for news in self._reader.take():
             text = self.texts[news.choice]
             if text.done:
@@ -53,10 +54,15 @@ class PromptReply:
             if news.finish is not None:
                 self._finishes[news.choice] = news.finish
                 text.finish(news.finish)
+            elif text.done:
+                ended_here.append(news.choice)
             if (delta := text.take()) is not None:
                 deltas.append(delta)
         if self.done:
             self._reader.close()
+        else:
+            for choice in ended_here:
+                self._reader.decline(choice)
         return deltas
 
     def usage(self) -> Usage:
@@ -121,12 +127,25 @@ class Reply:
             MeshError: the request failed; after everything that came before.
         """
         while not self._done():
-            batch = [delta for p in self._prompts if not p.done for delta in p.take()]
+            batch, failure = self._take()
             if batch:
                 self._note_progress()
                 yield batch
-            elif not self._done() and not await self._woken(patience_s):
+            if failure is not None:
+                raise failure
+            if not batch and not self._done() and not await self._woken(patience_s):
                 yield []
+
+    def _take(self) -> tuple[list[ChoiceDelta], MeshError | None]:
+        """What is new, and why no more will come."""
+        batch: list[ChoiceDelta] = []
+        for prompt in self._prompts:
+            try:
+                if not prompt.done:
+                    batch.extend(prompt.take())
+            except MeshError as error:
+                return batch, error
+        return batch, None
 
     def usage(self) -> Usage:
         """What the request cost so far."""

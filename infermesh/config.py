@@ -39,6 +39,9 @@ class GatewayConfig:
     keepalive_s: float = setting(10.0, "silence after which a stream gets a comment", low=0.01)
     request_timeout_s: float = setting(600.0, "longest request", low=0.1)
     slow_consumer_buffer_tokens: int = setting(4096, "unread tokens per request", low=1)
+    write_timeout_s: float = setting(
+        30.0, "a client that takes nothing for so long while there is output is cut off", low=0.01
+    )
     model_aliases: tuple[str, ...] = setting((), "alias=model pairs")
     cors_allow_origins: tuple[str, ...] = setting((), "origins of web apps; '*' for any")
     drain_grace_s: float = setting(30.0, "time to finish streams on SIGTERM", low=0.0)

@@ -32,10 +32,15 @@ def error_event(error: MeshError) -> bytes:
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
-    """When to come back: whole seconds, and milliseconds for clients that know them."""
+    """Whether and when to come back: whole seconds, and milliseconds for clients that know them.
+
+    Official SDKs repeat every 5xx unless `x-should-retry` says that it is pointless.
+    """
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is None:
-        return {}
+        return headers
     return {
+        **headers,
         "retry-after": str(max(1, math.ceil(error.retry_after_s))),
         "retry-after-ms": str(max(1, round(error.retry_after_s * 1e3))),
     }

@@ -51,9 +51,18 @@ def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
     return pb.SessionRequest(submit=submit)
 
 
-def cancel_to_pb(stream_id: int) -> pb.SessionRequest:
-    """The message that ends an attempt."""
-    return pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id))
+def cancel_to_pb(stream_id: int, choices: Sequence[int]) -> pb.SessionRequest:
+    """The message that ends these choices of an attempt, or all where none is named."""
+    return pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id, choices=choices))
+
+
+def without_choice(request: pb.SessionRequest, choice: int) -> pb.SessionRequest:
+    """A submit that was not sent yet, for the other choices alone."""
+    changed = pb.SessionRequest()
+    changed.CopyFrom(request)
+    del changed.submit.choices[:]
+    changed.submit.choices.extend(c for c in request.submit.choices if c.index != choice)
+    return changed
 
 
 def finish_from_pb(message: pb.Finished) -> Finish | MeshError:

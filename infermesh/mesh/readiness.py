@@ -7,7 +7,7 @@ import grpc
 import httpx
 
 from infermesh import rpc
-from infermesh.errors import MeshError, from_detail, from_rpc_error
+from infermesh.errors import from_detail, from_rpc_error
 from infermesh.v1 import scheduler_service_pb2 as pb
 from infermesh.v1 import scheduler_service_pb2_grpc as pb_grpc
 
@@ -57,6 +57,3 @@ async def wait_gateway(url: str, api_key: str, wanted: Collection[str]) -> list[
             if models and set(wanted) <= set(models):
                 return models
             await asyncio.sleep(RETRY_S)
-
-
-__all__ = ["MeshError", "Progress", "wait_gateway", "wait_replica"]

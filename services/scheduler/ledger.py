@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.plan import Admission, PlannedRow, StepPlan
 from services.scheduler.prefix_cache import PrefixCache, extend_hashes, long_scope
 from services.scheduler.sequence import Placement, Sequence
+from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ class AppliedStep:
     num_tokens: int
     planned_s: float
 
+    @property
+    def num_known(self) -> int:
+        """Its tokens of prompts and of outputs computed again: all but the decodes."""
+        return self.num_tokens - sum(row.from_last for row in self.rows)
+
 
 class Ledger:
     """All that is held on one device."""
@@ -75,6 +80,7 @@ class Ledger:
         self._free_slots: list[SlotId] = []
         self._ended_slots: list[SlotId] = []
         self._unconfirmed: dict[BlockId, tuple[Placement, StepId]] = {}
+        self._num_turns = 0
         self._reset_slots()
 
     @property
@@ -242,6 +248,8 @@ class Ledger:
         row = AppliedRow(place, first, end, new_blocks, place.has_sampled, samples)
         place.num_planned = end
         place.last_step = step_id
+        self._num_turns += 1
+        place.last_turn = self._num_turns
         if samples:
             place.num_sampling += 1
             place.has_sampled = True

@@ -6,7 +6,7 @@ clients; `batcher.py` connects them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from infermesh.errors import MeshError
 from services.scheduler.intake import ModelFacts, Submission
@@ -67,14 +67,17 @@ class Roster:
         self._take_out(sequence)
         self.requests.end(sequence, ending, self.clock())
 
-    def fail(
-        self, request: Request, error: MeshError, reason: FinishReason = FinishReason.ERROR
-    ) -> None:
+    def fail(self, request: Request, error: MeshError) -> None:
         """Ends every open choice of a request with one error."""
-        shown = error if reason is FinishReason.ERROR else None
         for sequence in request.sequences:
             if not sequence.is_over:
-                self.end(sequence, Ending(reason, shown))
+                self.end(sequence, Ending(FinishReason.ERROR, error))
+
+    def cancel(self, request: Request, choices: Collection[int]) -> None:
+        """Ends these open choices of a request, all where none is named."""
+        for sequence in request.sequences:
+            if not sequence.is_over and (not choices or sequence.choice in choices):
+                self.end(sequence, Ending(FinishReason.CANCELLED))
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the queue; tokens in flight are still taken."""

@@ -137,6 +137,8 @@ class Placement:
     num_sampling: int = 0
     has_sampled: bool = False
     last_step: StepId = _NO_STEP
+    # Number of its last row among all rows of the device: who has waited longest has the lowest.
+    last_turn: int = 0
     # Its results are void: a block that it read was never filled.
     is_void: bool = False
     # Leading blocks whose hash was offered to the prefix cache.

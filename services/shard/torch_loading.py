@@ -13,8 +13,7 @@ import transformers
 from torch import nn
 
 from infermesh.errors import InvalidRequest, MeshError, ModelLoadFailed
-from infermesh.telemetry import logs
-from services.shard import sizing
+from services.shard import dtypes, sizing
 from services.shard.checkpoint import Checkpoint
 from services.shard.domain import LoadSpec
 from services.shard.forward import ATTENTION_NAME, ForwardPass, register
@@ -25,9 +24,6 @@ from services.shard.rope import install as install_rope
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
-_log = logs.get(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -44,22 +40,16 @@ class TorchLoader:
     def choose_dtype(
         self, spec: LoadSpec, files: ModelFiles, checkpoint: Checkpoint | None
     ) -> torch.dtype:
-        """The asked one, or the checkpoint's; float16 is float32 on a CPU, which computes it
-        slower and less exactly than either neighbour."""
-        name = spec.dtype
-        if name == "auto":
-            declared = files.config.get("dtype") or files.config.get("torch_dtype")
-            first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
-            stored = _STORED.get(first.dtype) if first else None
-            name = str(declared or stored or "float32").removeprefix("torch.")
-        if name not in _DTYPES:
-            raise InvalidRequest(
-                f"dtype is {name!r}, allowed are auto, {', '.join(_DTYPES)}", param="dtype"
-            )
-        if name == "float16" and self.device.type == "cpu":
-            _log.warning("float16 is served as float32 on a CPU")
-            name = "float32"
-        return _DTYPES[name]
+        """See `dtypes`. Raises InvalidRequest."""
+        declared = files.config.get("dtype") or files.config.get("torch_dtype")
+        first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
+        stored = declared or (_STORED.get(first.dtype) if first else None) or "float32"
+        stored = str(stored).removeprefix("torch.")
+        host = dtypes.Host(
+            self.device, torch.backends.cpu.get_cpu_capability(), available_memory_bytes()
+        )
+        size = 0 if spec.dtype != "auto" else num_parameters(_meta_model(files, torch.float32))
+        return dtypes.choose_dtype(spec.dtype, stored, size, host)
 
     def build(
         self,
@@ -73,22 +63,11 @@ class TorchLoader:
         Raises:
             ModelLoadFailed, OutOfMemory, UnsupportedModel
         """
-        register()
-        try:
-            config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
-            with torch.device("meta"):
-                model: Any = transformers.AutoModelForCausalLM.from_config(
-                    config, attn_implementation=ATTENTION_NAME, dtype=dtype
-                )
-        except MeshError:
-            raise
-        except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
-            path = files.directory / "config.json"
-            raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
+        model = _meta_model(files, dtype)
         tied = _tied(model)
         with torch.no_grad():
             if checkpoint is None:
-                std = float(getattr(config, "initializer_range", 0.02))
+                std = float(getattr(model.config, "initializer_range", 0.02))
                 dummy_weights(model, tied, std, dtype, self.device, on_bytes)
             else:
                 load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
@@ -142,6 +121,22 @@ def choose_device(name: str) -> torch.device:
     if kind != "cuda" or not (index or "0").isdigit() or int(index or 0) >= count:
         raise InvalidRequest(f"device is {name!r}; this host has cpu and {count} CUDA devices")
     return torch.device("cuda", int(index or 0))
+
+
+def _meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
+    """The model without memory. Raises ModelLoadFailed."""
+    register()
+    try:
+        config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=ATTENTION_NAME, dtype=dtype
+            )
+    except MeshError:
+        raise
+    except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
+        path = files.directory / "config.json"
+        raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
 
 
 def _tied(model: Any) -> Mapping[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from infermesh.config import SchedulerConfig
 from infermesh.errors import Internal, ModelLoadFailed, from_rpc_error
 from infermesh.v1 import errors_pb2, sampling_pb2, scheduler_service_pb2_grpc
 from infermesh.v1 import scheduler_service_pb2 as pb
+from services.scheduler.sequence import Request
 from services.scheduler.service import SchedulerProcess
 from tests.model_shard import EOS, ModelShard, oracle
 from tests.model_shard_server import MAX_MODEL_LEN, ShardServer
@@ -91,8 +93,9 @@ class Gateway:
             self.outputs[stream_id, choice] = []
         await self.call.write(pb.SessionRequest(submit=submit(stream_id, prompt, **options)))
 
-    async def cancel(self, stream_id: int) -> None:
-        await self.call.write(pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id)))
+    async def cancel(self, stream_id: int, choices: Sequence[int] = ()) -> None:
+        cancel = pb.Cancel(stream_id=stream_id, choices=choices)
+        await self.call.write(pb.SessionRequest(cancel=cancel))
 
     async def read(self) -> pb.SessionResponse:
         message = await self.call.read()
@@ -156,6 +159,12 @@ def expected(prompt: list[int], choice: int = 0, **options: Any) -> list[int]:
     )
 
 
+def count_requests() -> int:
+    """Requests that this process holds, open or over."""
+    gc.collect()
+    return sum(isinstance(one, Request) for one in gc.get_objects())
+
+
 async def test_session_answers_like_the_oracle_when_requests_are_multiplexed(
     tmp_path: Path,
 ) -> None:
@@ -199,6 +208,22 @@ async def test_session_closes_when_the_gateway_half_closes(tmp_path: Path) -> No
         assert await gateway.call.code() is grpc.StatusCode.OK
 
 
+async def test_session_forgets_a_request_when_its_last_choice_has_ended(tmp_path: Path) -> None:
+    before = count_requests()
+    async with running(tmp_path, ModelShard()) as mesh:
+        gateway = Gateway(mesh)
+        for stream_id in range(1, 13):
+            await gateway.submit(stream_id, [2, 3, 4, stream_id], n=1 + stream_id % 2)
+            await gateway.submit(100 + stream_id, [2, 3], max_tokens=0)
+        await gateway.submit(13, [5, 6], max_tokens=150, ignore_eos=True)  # the session lives on
+        await gateway.all_finished()
+        while not mesh.batcher.is_idle:
+            await mesh.process._replica.changed.next().wait()
+        assert count_requests() - before <= 1  # the last one may still be on somebody's stack
+        await gateway.submit(1, [2, 3, 4])  # its stream_id is free again
+        await gateway.until(lambda: 1 in gateway.accepted)
+
+
 @pytest.mark.parametrize("broken", [False, True], ids=["cancel", "session broken"])
 async def test_blocks_are_free_within_the_window_when_a_client_leaves(
     tmp_path: Path, broken: bool
@@ -223,6 +248,24 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
             await mesh.process._replica.changed.next().wait()
         assert mesh.batcher.roster.ledger.pool.num_used == 0
         assert mesh.shard.servicer.shard.num_steps_executed - num_executed <= 2
+
+
+async def test_choice_ends_alone_when_it_is_cancelled(tmp_path: Path) -> None:
+    async with running(tmp_path, ModelShard()) as mesh:
+        gateway = Gateway(mesh)
+        prompt = [2, 3, 4, 5, 6]
+        await gateway.submit(1, prompt, n=3, max_tokens=150, ignore_eos=True)
+        await gateway.until(lambda: len(gateway.outputs[1, 2]) > 3)
+        await gateway.cancel(1, choices=[0, 2])
+        await gateway.until(lambda: len(gateway.finished) == 2)
+        for choice in (0, 2):
+            assert gateway.finished[1, choice].reason == sampling_pb2.FINISH_REASON_CANCELLED
+            assert len(gateway.outputs[1, choice]) < 150
+        await gateway.all_finished()
+        assert gateway.outputs[1, 1] == expected(prompt, 1, n=3, max_tokens=150, ignore_eos=True)
+        await gateway.cancel(1, choices=[1])  # they crossed
+        await gateway.submit(2, prompt)
+        await gateway.until(lambda: (2, 0) in gateway.finished)
 
 
 async def test_submit_is_refused_with_a_time_when_the_queue_is_full(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import openai
 import pytest
 
 from gateway import metrics
-from gateway.http.serve import bind
 from gateway.server import GatewayService
 from infermesh.config import ConfigError, GatewayConfig
+from infermesh.sockets import bind
 from infermesh.v1 import scheduler_service_pb2 as pb
 from tests.fake_scheduler import saying
 from tests.gateway_process import Edge, make_replicas, running_gateway
@@ -275,5 +275,5 @@ def test_bind_beyond_this_machine_is_refused(setting: str) -> None:
 
 async def test_address_in_use_is_one_sentence(edge: Edge) -> None:
     taken = edge.service.announce()["http_address"]
-    with pytest.raises(ConfigError, match=r"gateway\.http_address is"):
+    with pytest.raises(ConfigError, match=r"gateway\.http_address: port \d+ .* is in use"):
         bind("gateway.http_address", taken)
