@@ -96,7 +96,7 @@ def test_short_growing_and_long_sequences_of_longrope_run_together_as_each_alone
             return await asyncio.gather(*(one(prompt) for prompt in prompts))
 
     assert asyncio.run(all_at_once()) == wanted
-    assert mesh.metric("scheduler-1", "preemptions_total") >= 3
+    assert mesh.metric("scheduler-1", "preemptions_total") >= 2
 
 
 def test_unknown_name_is_not_found_when_several_are_served(mesh: Mesh) -> None:
