@@ -13,7 +13,7 @@ from gateway.generation import Generation
 from gateway.replica.client import ReplicaClient
 from gateway.replica.translate import Submission
 from gateway.request import StopRules
-from gateway.tokens import Finish, FinishReason, TokenLogprobs
+from gateway.tokens import Finish, FinishReason, Start, TokenLogprobs
 from infermesh.errors import (
     MeshError,
     Poisoned,
@@ -68,6 +68,10 @@ class AttemptSink:
 
     def on_refused(self, error: MeshError) -> None:
         self._end(error)
+
+    def on_started(self, choice: int, start: Start) -> None:
+        if not self._outcome.done():
+            self._generation.start(choice, start)
 
     def on_delta(
         self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]

@@ -5,12 +5,13 @@ own pace from the first token on. Writing never waits for a reader.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway import metrics
 from gateway.request import Job, ReplicaId
-from gateway.tokens import Finish, TokenLogprobs
+from gateway.tokens import ChoiceTimings, Finish, Start, TokenLogprobs
 from infermesh.errors import Cancelled, MeshError, ProtocolViolation, SlowConsumer
 
 
@@ -20,7 +21,9 @@ class ChoiceLog:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    start: Start | None = None
     finish: Finish | None = None
+    first_token_at: float | None = None
     last_token_at: float | None = None
     # No reader wants more of it: it has ended here, whatever its replica still does.
     dropped: bool = False
@@ -28,6 +31,22 @@ class ChoiceLog:
     @property
     def over(self) -> bool:
         return self.dropped or self.finish is not None
+
+    @property
+    def timings(self) -> ChoiceTimings | None:
+        """As its replica reported them; of a choice that did not run to its end, up to now."""
+        if self.finish is not None:
+            return self.finish.timings
+        if self.start is None or self.first_token_at is None or self.last_token_at is None:
+            return None
+        decode_s = self.last_token_at - self.first_token_at
+        return dataclasses.replace(self.start.timings, decode_s=decode_s)
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Prompt tokens whose KV was reused; 0 until its first token."""
+        told = self.finish or self.start
+        return 0 if told is None else told.cached_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +213,11 @@ class Generation:
         self.replica_ids.append(replica_id)
         self._wake_all()
 
+    def start(self, choice: int, start: Start) -> None:
+        """A choice's first token is there; of several attempts, the first counts."""
+        if 0 <= choice < len(self.choices) and self.choices[choice].start is None:
+            self.choices[choice].start = start
+
     def extend(
         self,
         choice: int,
@@ -246,6 +270,8 @@ class Generation:
         now = self._clock()
         if log.last_token_at is not None and num_new:
             metrics.INTER_TOKEN_LATENCY.observe((now - log.last_token_at) / num_new)
+        if log.first_token_at is None:
+            log.first_token_at = now
         log.last_token_at = now
 
     def _wake_all(self) -> None:

@@ -45,6 +45,7 @@ class Stream:
     def __init__(self, submit: pb.Submit) -> None:
         self.submit = submit
         self.positions = {c.index: len(c.output_token_ids) for c in submit.choices}
+        self.started: set[int] = set()
 
     @property
     def open_choices(self) -> list[int]:
@@ -305,6 +306,11 @@ class FakeScheduler(SchedulerServiceServicer):
         token_id = output[start]
         delta = response.deltas.add(stream_id=stream_id, choice=choice, start=start)
         delta.token_ids.append(token_id)
+        if choice not in stream.started:
+            stream.started.add(choice)
+            delta.cached_prompt_tokens = self.cached_prompt_tokens
+            delta.timings.queue.FromMicroseconds(1_000)
+            delta.timings.prefill.FromMicroseconds(2_000)
         if submit.sampling.HasField("top_logprobs"):
             top = submit.sampling.top_logprobs
             ids = [token_id, *(i for i in range(top) if i != token_id)][:top]

@@ -16,11 +16,12 @@ from gateway.replica.translate import (
     cancel_to_pb,
     finish_from_pb,
     logprobs_from_pb,
+    start_from_pb,
     submit_to_pb,
     without_choice,
 )
 from gateway.request import Fingerprint
-from gateway.tokens import Finish, TokenLogprobs
+from gateway.tokens import Finish, Start, TokenLogprobs
 from infermesh.errors import MeshError, ReplicaUnavailable, from_detail, from_rpc_error
 from infermesh.v1 import scheduler_service_pb2 as pb
 
@@ -33,6 +34,8 @@ class Sink(Protocol):
     def on_accepted(self) -> None: ...
 
     def on_refused(self, error: MeshError) -> None: ...
+
+    def on_started(self, choice: int, start: Start) -> None: ...
 
     def on_delta(
         self,
@@ -157,6 +160,8 @@ class Session:
         for delta in response.deltas:
             if sink := self._sinks.get(StreamId(delta.stream_id)):
                 logprobs = logprobs_from_pb(delta.logprobs) if delta.logprobs else ()
+                if delta.HasField("timings"):
+                    sink.on_started(delta.choice, start_from_pb(delta))
                 sink.on_delta(delta.choice, delta.start, list(delta.token_ids), logprobs)
         for finished in response.finished:
             if sink := self._sinks.get(StreamId(finished.stream_id)):

@@ -69,6 +69,11 @@ class Timeline:
     num_preemptions: int = 0
     num_replays: int = 0
 
+    @property
+    def is_at_first_token(self) -> bool:
+        """The last token was the first of this attempt."""
+        return self.first_token_s is not None and self.first_token_s == self.last_token_s
+
 
 class Sink(Protocol):
     """Where a request's results go; never waits. The session's outbox, or a test's recorder."""

@@ -24,7 +24,7 @@ from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
 from services.scheduler.replica import Replica
 from services.scheduler.sequence import Ending, Request, Sequence
-from services.scheduler.wire import finished_to_pb, submission_from_pb
+from services.scheduler.wire import finished_to_pb, submission_from_pb, timings_to_pb
 
 # A token counts 1, and 1 more for each of its logprobs. Together they bound a message to a few MiB.
 MAX_UNREAD_PER_CHOICE = 16_384
@@ -74,6 +74,9 @@ class Outbox:
             delta = self._next.deltas.add(stream_id=key[0], choice=key[1], start=start)
             self._deltas[key] = delta
             self._sizes[key] = 0
+            if sequence.timeline.is_at_first_token:
+                delta.timings.CopyFrom(timings_to_pb(sequence.timeline))
+                delta.cached_prompt_tokens = sequence.cached_prompt_tokens or 0
         delta.token_ids.extend(tokens)
         size = len(tokens)
         if logprobs:

@@ -196,6 +196,14 @@ async def test_deadline_of_the_gateway_travels_unless_the_generation_is_shared(
     assert not greedy.HasField("remaining_deadline")
 
 
+async def test_stop_string_loses_neither_times_nor_cached_tokens(edge: Edge) -> None:
+    response = await edge.http.post("/v1/chat/completions", json={**ASK, "stop": "word 2"})
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+    assert response.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+    waterfall = response.headers["infermesh-waterfall"]
+    assert "queue;dur=1.000, prefill;dur=2.000, decode;dur=" in waterfall
+
+
 async def test_request_id_and_waterfall_are_told_and_kept(edge: Edge) -> None:
     response = await edge.http.post("/v1/chat/completions", json=ASK, headers=headers("mine"))
     assert response.headers["x-request-id"] == "mine"

@@ -19,7 +19,7 @@ def test_finished_requests_are_let_go_when_an_earlier_deadline_is_still_open() -
             desk.answer()
     assert (1, 0) not in desk.listener.endings
     gc.collect()
-    requests = [one for one in gc.get_objects() if isinstance(one, Request)]
+    requests = [one for one in gc.get_objects() if type(one) is Request]
     assert sum(one.sink is desk.listener for one in requests) <= 3
 
 
