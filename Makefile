@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model clean
+.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, proto
 
 demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accuracy
 	@$(BIN)/python -m demo.train
+
+supported-table: $(VENV)/.ready-dev ## print README.md's table of models anew from the tests
+	@$(BIN)/python -m tests.supported_table --write
 
 clean: ## remove what the targets made
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

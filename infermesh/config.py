@@ -87,7 +87,10 @@ class ShardConfig:
         "torch", "simulated answers from a profile of step times", choices=("torch", "simulated")
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    num_threads: int = setting(0, "torch threads; 0: the cores this process may use", low=0)
+    num_threads: int = setting(0, "torch threads; 0: what cores and model allow", low=0)
+    local_shards: int = setting(
+        1, "shards that share this machine's cores and memory, this one among them", low=1
+    )
     simulated_profile: str = setting("", "JSON file of step times; empty: the built-in one")
     simulated_seed: int = setting(0, "of the simulated engine's tokens")
     drain_grace_s: float = setting(10.0, "time to finish steps on SIGTERM", low=0.0)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,8 @@ from infermesh.cli.display import LoadingDisplay, show_endpoints
 from infermesh.cli.sse import stream_chat
 from infermesh.config import ConfigError, GatewayConfig, Settings, load
 from infermesh.errors import MeshError, as_mesh_error
-from infermesh.mesh.plan import ROOT, find_model, plan_mesh
+from infermesh.mesh.models import ROOT, ModelChoice, check_aliases, choose_models
+from infermesh.mesh.plan import plan_mesh
 from infermesh.mesh.supervisor import API_KEY, Endpoints, Supervisor
 
 EXAMPLE = "What is the capital of France?"
@@ -29,9 +30,17 @@ KEPT_LOGS = 5
 
 
 def up(
-    model: Annotated[str, typer.Option(help="Directory or ORG/NAME; default: demo.")] = "",
-    served_name: Annotated[str, typer.Option(help="The name clients ask for.")] = "",
-    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of the model.")] = 1,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="[NAME=]directory or ORG/NAME; repeatable. Default: demo."),
+    ] = None,
+    served_name: Annotated[
+        list[str] | None, typer.Option(help="The name clients ask for; one per --model.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name: ALIAS=NAME; repeatable.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of each model.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     load_format: Annotated[
         str | None, typer.Option(help="safetensors, or dummy for random weights.")
@@ -58,26 +67,38 @@ def up(
     """Run gateway, scheduler and shard as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
         raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
-    resolved, default_name = find_model(model)
     flags: dict[str, object] = {
-        "scheduler.model": resolved,
-        "scheduler.model_id": served_name or default_name or None,
         "scheduler.dtype": dtype,
         "scheduler.load_format": load_format,
         "scheduler.max_model_len": max_model_len,
         "shard.device": device,
         "shard.engine": engine,
+        "gateway.model_aliases": ",".join(alias) if alias else None,
     }
     argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     argv += [f"--{item}" for item in settings or []]
     argv += ["--config", config] if config else []
     ports = {"http_address": port, "admin_address": admin_port, "grpc_address": grpc_port}
     effective = load([*argv, *_address_flags(load(argv).gateway, host, ports)])
+    models = _models(effective, model or [], served_name or [])
     with _folders() as (run_dir, log_dir):
-        plan = plan_mesh(effective, replicas, run_dir, log_dir)
+        plan = plan_mesh(effective, models, replicas, run_dir, log_dir)
         _refuse_busy_ports(effective)
         supervisor = Supervisor(plan, ready_file, effective.gateway.drain_grace_s)
         raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))
+
+
+def _models(
+    settings: Settings, models: Sequence[str], served_names: Sequence[str]
+) -> tuple[ModelChoice, ...]:
+    """What the command line names, else what [scheduler] does, else the demo model."""
+    configured = settings.scheduler
+    if not models and configured.model:
+        models = [configured.model]
+        served_names = served_names or ([configured.model_id] if configured.model_id else [])
+    chosen = choose_models(models, served_names)
+    check_aliases(settings.gateway.model_aliases, chosen)
+    return chosen
 
 
 async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:

@@ -57,7 +57,7 @@ class Batcher:
         self.settings = settings
         self.roster = Roster(
             model,
-            Ledger(capacity, settings.enable_prefix_caching),
+            Ledger(capacity, settings.enable_prefix_caching, model.rope_switch_len),
             WaitingQueue(settings.max_queue_tokens),
             Suspects(settings.max_crashes_per_request),
             stats,
@@ -223,4 +223,8 @@ class Batcher:
 
     def _limits(self) -> Limits:
         capacity = self.roster.ledger.capacity
-        return Limits(capacity.max_batch_tokens, capacity.block_size)
+        return Limits(
+            capacity.max_batch_tokens,
+            capacity.block_size,
+            rope_switch_len=self.roster.ledger.rope_switch_len,
+        )

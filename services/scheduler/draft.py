@@ -41,6 +41,13 @@ class Draft:
             self.rows, self.admissions, self.preempted, self.out_of_memory, self.deferred
         )
 
+    def retire_outgrown(self, sequence: Sequence) -> None:
+        """Its next token needs the other rotary tables, and with them all before it anew."""
+        if sequence.num_in_flight:  # what they yield is still known by the old ones
+            self.blocks_coming = True
+        else:
+            self.preempted.append(sequence)
+
     def yield_to(self, sequence: Sequence) -> None:
         """A lower class makes way for a waiting higher one, one sequence per plan."""
         victim = self._victim()

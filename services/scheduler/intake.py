@@ -23,6 +23,8 @@ class ModelFacts:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    # Sequences of more tokens use other rotary tables; 0: one for all lengths.
+    rope_switch_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

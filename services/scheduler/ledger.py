@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.prefix_cache import PrefixCache, extend_hashes
+from services.scheduler.prefix_cache import PrefixCache, extend_hashes, long_scope
 from services.scheduler.sequence import Placement, Sequence
 from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
 
@@ -70,8 +70,9 @@ class AppliedStep:
 class Ledger:
     """All that is held on one device."""
 
-    def __init__(self, capacity: Capacity, caching: bool) -> None:
+    def __init__(self, capacity: Capacity, caching: bool, rope_switch_len: int = 0) -> None:
         self.capacity = capacity
+        self.rope_switch_len = rope_switch_len
         self.pool = BlockPool(capacity.num_blocks)
         self.cache = PrefixCache(self.pool, caching)
         self.running: list[Sequence] = []
@@ -87,11 +88,16 @@ class Ledger:
         return len(self._free_slots)
 
     def hash_blocks(self, sequence: Sequence) -> None:
-        """Brings the hashes of its full blocks up to what it knows."""
+        """Brings the hashes of its full blocks up to what it knows, and to how long it is."""
+        if sequence.placement is None and not sequence.is_long:
+            sequence.is_long = 0 < self.rope_switch_len < len(sequence.token_ids)
+            if sequence.is_long:
+                sequence.block_hashes.clear()
         if self._caching:
+            scope = sequence.request.scope
             extend_hashes(
                 sequence.block_hashes,
-                sequence.request.scope,
+                long_scope(scope) if sequence.is_long else scope,
                 sequence.token_ids,
                 self.capacity.block_size,
             )

@@ -4,7 +4,8 @@ A step maps sequences to numbers of tokens; there are no prefill or decode phase
 
 1. Running sequences with one token to go (decodes): a long prompt never stalls running streams.
 2. Class by class: chunks of prompts that run already, then admissions from the waiting queue.
-3. Where a running sequence needs a block and none is left, the lowest, youngest one is preempted.
+3. A sequence that outgrew its rotary tables gives up its place, to be computed anew.
+4. Where a running sequence needs a block and none is left, the lowest, youngest one is preempted.
 
 Who waits in which order is `WaitingQueue`'s affair, what a plan does to the books `Ledger`'s.
 """
@@ -46,6 +47,8 @@ def find_start(
     start = Start(len(match.block_ids) * block_size, match.block_ids)
     fork_at = sequence.prompt_len - 1
     leader = leader_of(sequence)
+    if leader is not None and leader.sequence.is_long != sequence.is_long:
+        return start, match.missing
     if leader is None or leader.num_planned < fork_at or start.num_computed >= fork_at:
         return start, match.missing
     full, rest = divmod(fork_at, block_size)
@@ -75,6 +78,9 @@ def _split_running(draft: Draft) -> tuple[list[Sequence], dict[int, list[Sequenc
         end = len(sequence.token_ids) + place.num_sampling
         if end >= sequence.max_len:  # its last token is on its way
             draft.blocks_coming = True
+            continue
+        if 0 < draft.limits.rope_switch_len < end and not sequence.is_long:
+            draft.retire_outgrown(sequence)
             continue
         if end - place.num_planned == 1:
             decodes.append(sequence)

@@ -153,6 +153,7 @@ class Replica:
             max_model_len=manifest.max_model_len,
             vocab_size=manifest.vocab_size,
             eos_token_ids=frozenset(manifest.eos_token_ids),
+            rope_switch_len=manifest.rope_switch_len,
         )
         config = self.config
         settings = BatcherSettings(

@@ -50,7 +50,8 @@ class Roster:
             if self._is_done(sequence):
                 continue
             if sequence is not first:  # the prompt is hashed once
-                sequence.block_hashes = first.block_hashes[:full]
+                if not first.is_long:
+                    sequence.block_hashes = first.block_hashes[:full]
                 self.ledger.hash_blocks(sequence)
             shared = 0 if sequence is first else sequence.prompt_len - 1
             self.queue.push(sequence, len(sequence.token_ids) - shared)
@@ -87,6 +88,7 @@ class Roster:
 
     def requeue(self, sequence: Sequence) -> None:
         """It lost its place and waits for another, at the place of its arrival."""
+        self.ledger.hash_blocks(sequence)
         self.queue.push(sequence, len(sequence.token_ids))
 
     def restart(self, lost: list[Sequence]) -> None:
@@ -99,7 +101,7 @@ class Roster:
     def reset_device(self, capacity: Capacity, caching: bool) -> None:
         """Another device, or one that lost its memory: nobody runs, nothing is cached."""
         old_size = self.ledger.capacity.block_size
-        self.ledger = Ledger(capacity, caching)
+        self.ledger = Ledger(capacity, caching, self.model.rope_switch_len)
         for request in self.requests:
             for sequence in request.sequences:
                 sequence.waits_for = None

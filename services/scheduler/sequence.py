@@ -172,6 +172,9 @@ class Sequence:
     max_len: int
     timeline: Timeline
     block_hashes: list[BlockHash] = field(default_factory=list)
+    # It has outgrown the short rotary tables: its blocks and hashes are another kind's. Changes
+    # only while it has no place.
+    is_long: bool = False
     placement: Placement | None = None
     # Rows in flight, of its present and earlier placements.
     num_in_flight: int = 0

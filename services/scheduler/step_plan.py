@@ -20,6 +20,8 @@ class Limits:
     block_size: int
     # Waiting sequences looked at per plan.
     max_candidates: int = 256
+    # A sequence that grows past it gives up its place: all it computed is void. 0: none does.
+    rope_switch_len: int = 0
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from services.shard.forward import ATTENTION_NAME, ForwardPass, register
 from services.shard.host import available_memory_bytes, num_threads, physical_cores
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
+from services.shard.rope import install as install_rope
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
@@ -29,10 +30,11 @@ _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float
 class TorchLoader:
     """Builds one engine; the caller wraps it with files, hashes and manifest."""
 
-    def __init__(self, device: str, fixed_threads: int) -> None:
+    def __init__(self, device: str, fixed_threads: int, local_shards: int) -> None:
         """Raises InvalidRequest for a device that is not here."""
         self._fixed_threads = fixed_threads
-        torch.set_num_threads(fixed_threads or physical_cores())
+        self._local_shards = local_shards
+        torch.set_num_threads(fixed_threads or max(1, physical_cores() // local_shards))
         self.device = choose_device(device)
 
     def choose_dtype(
@@ -76,13 +78,13 @@ class TorchLoader:
     def engine(
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
-        """The engine with its KV pool. Raises OutOfMemory."""
+        """The engine with its KV pool. Raises OutOfMemory or UnsupportedModel."""
         weight_bytes = num_parameters(model) * dtype.itemsize
-        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes))
+        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes, self._local_shards))
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,
-            config.num_key_value_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             spec.block_size,
             dtype,
@@ -94,14 +96,17 @@ class TorchLoader:
             budget_bytes=self._kv_budget(),
         )
         pool = KvPool(shape, sized.capacity.num_blocks, self.device)
-        forward = ForwardPass(model, pool, config.num_attention_heads, self.device)
-        return TorchEngine(forward, pool, spec.block_size), sized
+        rope = install_rope(model)
+        forward = ForwardPass(model, pool, config.num_attention_heads, self.device, rope)
+        switch_len = rope.switch_len if rope else 0
+        return TorchEngine(forward, pool, spec.block_size, switch_len), sized
 
     def _kv_budget(self) -> int:
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return sizing.cuda_kv_budget(total, free)
-        return sizing.cpu_kv_budget(available_memory_bytes())
+            own = torch.cuda.memory_reserved(self.device)
+            return sizing.cuda_kv_budget(total, free, own, self._local_shards)
+        return sizing.cpu_kv_budget(available_memory_bytes(), self._local_shards)
 
 
 def choose_device(name: str) -> torch.device:

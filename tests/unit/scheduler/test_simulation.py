@@ -53,6 +53,7 @@ def test_scheduler_gives_the_oracles_output_when_anything_happens(seed: int) -> 
         max_num_seqs=rng.choice([1, 2, 4, 8]),
         max_batch_tokens=rng.choice([1, 3, 8, 32]),
         window=rng.choice([1, 2, 3]),
+        rope_switch_len=rng.choice([0, 0, 5, 12, 30]),
     )
     world = World(shard, enable_prefix_caching=rng.random() < 0.75, max_crashes_per_request=1000)
     breaks, failures = rng.random() < 0.5, rng.random() < 0.5
@@ -89,6 +90,23 @@ def test_choices_share_their_prompt_when_n_is_four(caching: bool, prompt_len: in
     assert computed == prompt_len + 3  # each fork: the last token
     world.run()
     world.check_outputs()
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_sequence_is_computed_anew_once_when_it_outgrows_its_rotary_tables(caching: bool) -> None:
+    world = World(ModelShard(rope_switch_len=10), enable_prefix_caching=caching)
+    prompt = [2, 3, 4, 5, 6, 7]
+    short = world.submit(prompt, max_tokens=4, ignore_eos=True)
+    grows = world.submit(prompt, max_tokens=16, ignore_eos=True)
+    # Its first blocks hold the same tokens, and yet none of the others' contents.
+    long = world.submit([*prompt, *prompt], max_tokens=4, ignore_eos=True)
+    world.run()
+    world.check_outputs()
+    preempted = {
+        stream_id: world.requests[stream_id].sequences[0].timeline.num_preemptions
+        for stream_id in (short, grows, long)
+    }
+    assert preempted == {short: 0, grows: 1, long: 0}
 
 
 def test_poisonous_request_fails_alone_when_it_breaks_the_device() -> None:

@@ -24,7 +24,9 @@ class World:
         self.now_s = 0.0
         self.shard = shard
         self.settings = BatcherSettings(window=shard.window, **options)
-        model = ModelFacts("model", "print", MAX_LEN, VOCAB_SIZE, frozenset({EOS}))
+        model = ModelFacts(
+            "model", "print", MAX_LEN, VOCAB_SIZE, frozenset({EOS}), shard.rope_switch_len
+        )
         self.batcher = Batcher(self.settings, model, self.capacity, Stats(self.clock), self.clock)
         self.recorder = Recorder()
         self.requests: dict[int, Request] = {}
@@ -110,6 +112,7 @@ class World:
             max_model_len=MAX_LEN,
             min_tokens=sub.min_tokens,
             stop_token_ids=frozenset(eos | sub.stop_token_ids),
+            rope_switch_len=self.shard.rope_switch_len,
         )
 
     def check_outputs(self, *, allowed: tuple[type[MeshError], ...] = ()) -> None:

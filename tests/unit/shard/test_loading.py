@@ -254,14 +254,22 @@ def test_load_fails_in_one_sentence_when_the_hub_is_out_of_reach(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not supported; supported are gemma2, llama"),
+        ({"model_type": "mamba"}, "'mamba' is not supported; supported are cohere, gemma2"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"rope_scaling": {"type": "longrope"}}, "longrope"),
+        ({"model_type": "gpt_oss"}, "gpt_oss"),
+        ({"model_type": "llama4_text"}, "llama4_text"),
+        ({"model_type": "deepseek_v3"}, "deepseek_v3"),
+        ({"model_type": "gemma3"}, "'gemma3' is not supported"),
+        ({"rope_parameters": {"rope_type": "proportional", "factor": 2.0}}, "proportional"),
+        ({"rope_scaling": {"type": "su"}}, "'su'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequence"),
+        ({"architectures": ["LlamaForCausalLMEagle"]}, "must be a LlamaForCausalLM"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map"),
         ({"is_causal": False}, "both directions"),
+        ({"use_bidirectional_attention": True}, "both directions"),
+        ({"add_cross_attention": True}, "cross-attention"),
+        ({"model_type": "mistral", "architectures": [], "layer_types": ["x"]}, "layer_types"),
     ],
 )
 def test_load_refuses_by_name_when_the_model_would_be_served_wrong(
