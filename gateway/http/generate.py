@@ -5,13 +5,14 @@ the stream's last event. A client that goes away cancels its request, queued or 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.http.call import call_of, read_body
@@ -21,7 +22,7 @@ from gateway.pipeline import Pipeline
 from gateway.reply import Reply
 from gateway.request import Call, GenerationRequest
 from infermesh.config import GatewayConfig
-from infermesh.errors import Cancelled, MeshError, as_mesh_error
+from infermesh.errors import Cancelled, Internal, MeshError, SlowConsumer, as_mesh_error
 from infermesh.telemetry import logs, tracing
 
 _log = logs.get(__name__)
@@ -71,12 +72,15 @@ class GenerateEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        answer = _Answer(send)
+        answer = _Answer(send, self._config.write_timeout_s)
         try:
             traceparent = request.headers.get("traceparent")
             facts = {"infermesh.request_id": request.state.request_id}
             with tracing.span(f"gateway.{self._name}", traceparent=traceparent, attributes=facts):
                 await self._answer(request, answer)
+        except Exception:  # Starlette's handler answers it
+            answer.status = Internal.http_status
+            raise
         finally:
             metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
 
@@ -125,16 +129,18 @@ class GenerateEndpoint:
         self, reply: Reply, shape: Shape, ignored: str, answer: "_Answer"
     ) -> MeshError | None:
         headers = {**_STREAM_HEADERS, **reply.ticket.headers}
-        await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
-        await answer.write(shape.opening(reply.record.num_choices))
+        headers |= {IGNORED_FIELDS: ignored} if ignored else {}
         try:
+            await answer.begin(200, headers)
+            await answer.write(shape.opening(reply.record.num_choices))
             async for batch in reply.batches(self._config.keepalive_s):
                 await answer.write(b"".join(map(shape.chunk, batch)) if batch else KEEP_ALIVE)
+            waterfall = f": {WATERFALL} {reply.waterfall}\n\n".encode()
+            await answer.write(shape.usage(reply.usage()) + waterfall + DONE, more=False)
         except MeshError as error:
-            await answer.write(error_event(error), more=False)
+            with contextlib.suppress(SlowConsumer):
+                await answer.write(error_event(error), more=False)
             return error
-        tail = shape.usage(reply.usage()) + f": {WATERFALL} {reply.waterfall}\n\n".encode() + DONE
-        await answer.write(tail, more=False)
         return None
 
 
@@ -149,35 +155,54 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") ->
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
     headers |= reply.ticket.headers
-    await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
-    await answer.write(shape.whole(choices, reply.usage()), more=False)
+    try:
+        await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
+        await answer.write(shape.whole(choices, reply.usage()), more=False)
+    except SlowConsumer as error:
+        return error
     return None
 
 
 class _Answer:
-    """One HTTP response on its way out."""
+    """One HTTP response on its way out; it never waits longer than `patience_s` for its client."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, patience_s: float) -> None:
         self._send = send
+        self._patience_s = patience_s
+        self._stalled = False
         # what a client that never got an answer is counted as
         self.status = Cancelled.http_status
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes, more: bool = True) -> None:
-        """Waits while the client does not read; what is generated meanwhile coalesces."""
+        """Waits while the client does not read; what is generated meanwhile coalesces.
+
+        Raises:
+            SlowConsumer: it reads nothing; the connection is closed when the request returns.
+        """
         if body or not more:
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            await self._put({"type": "http.response.body", "body": body, "more_body": more})
 
     async def refuse(self, error: MeshError) -> None:
         response: Response = error_response(error)
         self.status = response.status_code
         start = {"type": "http.response.start", "status": self.status}
-        await self._send({**start, "headers": response.raw_headers})
+        await self._put({**start, "headers": response.raw_headers})
         await self.write(bytes(response.body), more=False)
+
+    async def _put(self, message: Message) -> None:
+        if self._stalled:  # an error event would wait in vain, too
+            return
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._send(message)
+        except TimeoutError:
+            self._stalled = True
+            raise SlowConsumer(f"the client took nothing for {self._patience_s} s") from None
 
 
 async def _cancel_when_gone(request: Request, work: "asyncio.Task[None]") -> None:
