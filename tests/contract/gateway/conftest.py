@@ -5,10 +5,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.auth_process import Auth, running_auth
 from tests.gateway_process import Edge, make_replicas, running_gateway
+from tests.keyed_gateway import keyed_gateway
 
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     async with running_gateway(tmp_path, make_replicas(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+async def auth(tmp_path: Path) -> AsyncIterator[Auth]:
+    async with running_auth(tmp_path, f"sqlite:///{tmp_path}/auth.sqlite3") as running:
+        await running.tenant("acme")
+        yield running
+
+
+@pytest.fixture
+async def keyed(tmp_path: Path, auth: Auth) -> AsyncIterator[Edge]:
+    """A gateway that asks `auth`."""
+    async with keyed_gateway(tmp_path / "gateway", auth) as running:
         yield running
