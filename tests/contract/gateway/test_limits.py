@@ -16,6 +16,7 @@ from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1 import inference_service_pb2 as inference_pb
 from infermesh.v1 import sampling_pb2
 from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
+from services.auth import metrics
 from tests.auth_process import Auth, TurnedClock, running_auth
 from tests.gateway_process import Edge
 from tests.keyed_gateway import CHAT, ask, client, keyed_gateway, refused, settled
@@ -40,6 +41,25 @@ async def test_limit_is_told_in_headers_and_by_429_when_reached(auth: Auth, keye
     assert 0 < int(headers["retry-after"]) <= 61
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"].endswith("s")
+
+
+def count(counter: Any) -> float:
+    """A counter over all of its labels."""
+    samples = counter.collect()[0].samples
+    return float(sum(s.value for s in samples if s.name.endswith("_total")))
+
+
+async def test_requests_of_a_busy_tenant_are_admitted_without_a_call_each(
+    auth: Auth, keyed: Edge
+) -> None:
+    await auth.tenant("busy", tokens_per_minute=1_000_000, requests_per_minute=1000)
+    text, _ = await auth.key("busy")
+    checks, reports = count(metrics.AUTHENTICATIONS), count(metrics.LEASE_REPORTS)
+    for _ in range(60):
+        await ask(keyed, text)
+    assert count(metrics.AUTHENTICATIONS) - checks == 1
+    # what is held doubles with use; and one report each second
+    assert count(metrics.LEASE_REPORTS) - reports <= 20
 
 
 async def test_budget_is_insufficient_quota_when_it_is_used_up(auth: Auth, keyed: Edge) -> None:
