@@ -31,14 +31,13 @@ class Prompt:
     def usage(self) -> Usage:
         return Usage(prompt_tokens=3, completion_tokens=self._taken, cached_prompt_tokens=0)
 
-    def last_finish(self) -> None:
+    def timings(self) -> None:
         return None
 
 
 class Ticket:
-    headers: dict[str, str] = {}
-
     def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
         self.settled: list[Usage] = []
 
     def settle(self, record: RequestRecord) -> None:
