@@ -11,15 +11,16 @@ from typing import Any
 
 from gateway import metrics
 from gateway.admission import Admission
+from gateway.auth.gate import Gate, Ticket
 from gateway.failover import Driver
 from gateway.fleet import Fleet
 from gateway.generation import Generation
-from gateway.identity import Principal, identify
+from gateway.identity import INFERENCE, Principal
 from gateway.ranges import check, check_token_ids
 from gateway.records import Records, RequestRecord
 from gateway.reply import PromptReply, Reply
 from gateway.request import Call, Conversation, GenerationRequest, Job, Options, Prompt
-from gateway.resolve import resolve
+from gateway.resolve import most_tokens, resolve
 from gateway.served_model import ServedModel
 from gateway.single_flight import SingleFlight, may_share
 from infermesh.config import GatewayConfig
@@ -34,6 +35,7 @@ class Pipeline:
     """Answers requests.
 
     Args:
+        gate: who may do what.
         spawn: runs a coroutine in the background, as `TaskGroup.create_task` does.
     """
 
@@ -41,10 +43,12 @@ class Pipeline:
         self,
         config: GatewayConfig,
         fleet: Fleet,
+        gate: Gate,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         clock: Callable[[], float],
     ) -> None:
         self.fleet = fleet
+        self.gate = gate
         self.admission = Admission(config.max_inflight_requests)
         self.records = Records(clock)
         self._config = config
@@ -64,20 +68,26 @@ class Pipeline:
         record = self.records.open(call.request_id, call.endpoint)
         try:
             check(request.options)
-            principal = self._identify(call, record)
+            principal = await self.gate.identify(call.credential, INFERENCE)
+            record.authorised_at = self._clock()
             self.admission.enter()
-        except MeshError as error:
+        except BaseException as error:
             self._settle(record, error)
             raise
         metrics.INFLIGHT.inc()
         reply: Reply | None = None
+        ticket: Ticket | None = None
         try:
             model = self.fleet.resolve(request.model)
+            principal.require_model(request.model, model.model_id)
             jobs = await self._tokenise(request, model, call, principal, record)
-            reply = self._join(jobs, model, request.options, call, record)
+            ticket = await self.gate.admit(principal, sum(map(most_tokens, jobs)))
+            reply = self._join(jobs, model, request.options, call, record, ticket)
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
             self._settle(record, exc)
+            if ticket is not None:
+                ticket.cancel()
             if reply is None:
                 self._leave()
             else:
@@ -98,11 +108,7 @@ class Pipeline:
         """Accounts for a reply that has ended, well or not, and closes it."""
         reply.close()
         self._settle(reply.record, error)
-
-    def _identify(self, call: Call, record: RequestRecord) -> Principal:
-        principal = identify(call.credential)
-        record.authorised_at = self._clock()
-        return principal
+        reply.ticket.settle(reply.record)
 
     async def _tokenise(
         self,
@@ -134,6 +140,7 @@ class Pipeline:
         options: Options,
         call: Call,
         record: RequestRecord,
+        ticket: Ticket,
     ) -> Reply:
         """Each job's generation: one that runs already, or one that begins now."""
         deadline = self._clock() + self._config.request_timeout_s
@@ -153,6 +160,7 @@ class Pipeline:
             record=record,
             deadline=deadline if call.deadline is None else min(deadline, call.deadline),
             clock=self._clock,
+            ticket=ticket,
             on_close=self._leave,
         )
 

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from gateway import metrics
+from gateway.auth.gate import Ticket
 from gateway.generation import Reader
 from gateway.records import RequestRecord
 from gateway.request import Options
@@ -83,6 +84,8 @@ class Reply:
 
     Args:
         deadline: on `clock`; the request fails with DEADLINE_EXCEEDED then.
+        ticket: settled before the last of the answer is handed out: nobody has all of an answer
+            that was not accounted for.
         on_close: gives the request's place back.
     """
 
@@ -94,10 +97,12 @@ class Reply:
         record: RequestRecord,
         deadline: float,
         clock: Callable[[], float],
+        ticket: Ticket,
         on_close: Callable[[], None],
     ) -> None:
         self.model = model
         self.record = record
+        self.ticket = ticket
         self._prompts = prompts
         self._wake = wake
         self._deadline = deadline
@@ -125,6 +130,8 @@ class Reply:
             batch, failure = self._take()
             if batch:
                 self._note_progress()
+                if self._done():
+                    self.ticket.settle(self.record)
                 yield batch
             if failure is not None:
                 raise failure

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from gateway.auth.gate import Gate, OpenGate
+from gateway.auth.keyed_gate import KeyedGate
 from gateway.fleet import Fleet, parse_aliases
 from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
 from gateway.http.admin import admin_app
@@ -22,6 +24,7 @@ _TOKENIZER_THREADS = 2
 # After the grace period, time for clients to read that their answer was cut.
 _LAST_WORDS_S = 1.0
 _STOP_S = 2.0
+_LAST_USAGE_S = 2.0
 
 
 class GatewayService:
@@ -44,13 +47,15 @@ class GatewayService:
         self._grpc: grpc.aio.Server | None = None
         self._health: rpc.HealthHandle | None = None
         self._addresses: dict[str, str] = {}
+        # loop-bound, and it may refuse a setting
+        self._gate: Gate = KeyedGate(config, time.monotonic) if config.auth else OpenGate()
         self.pipeline: Pipeline
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
         # the loop's own clock has steps of a millisecond
-        self.pipeline = Pipeline(config, self.fleet, tasks.create_task, time.monotonic)
+        self.pipeline = Pipeline(config, self.fleet, self._gate, tasks.create_task, time.monotonic)
         public = HttpServer(
             public_app(self.pipeline, config), "gateway.http_address", config.http_address
         )
@@ -71,6 +76,7 @@ class GatewayService:
         await self._grpc.start()
         await self._health.set_serving(True)
         tasks.create_task(self.fleet.run())
+        self._gate.start(tasks)
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
         for server in self._http:
             await server.started()
@@ -90,6 +96,7 @@ class GatewayService:
                     await self.pipeline.admission.idle()
             except TimeoutError:
                 pass  # a client that does not even read its error
+        await self._gate.flush(_LAST_USAGE_S)
 
     async def stop(self) -> None:
         """Closes every socket."""
@@ -101,6 +108,7 @@ class GatewayService:
             await asyncio.wait(self._http_tasks, timeout=_STOP_S)
         for server in self._http:
             server.close()
+        await self._gate.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def announce(self) -> dict[str, str]:

@@ -9,7 +9,8 @@ import grpc
 
 from gateway import metrics
 from gateway.grpc import translate
-from gateway.http.call import draw_request_id
+from gateway.http.call import bearer, draw_request_id
+from gateway.identity import INFERENCE, MODELS, Principal
 from gateway.pipeline import Pipeline
 from gateway.request import Call, GenerationRequest, Prompt
 from infermesh import rpc
@@ -50,7 +51,9 @@ class InferenceServicer(InferenceServiceServicer):
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: Any
     ) -> pb.CountTokensResponse:
+        principal = await self._identify(context, INFERENCE)
         model = self._pipeline.fleet.resolve(request.model)
+        principal.require_model(request.model, model.model_id)
         prompt: Prompt = request.text
         if request.messages:
             prompt = translate.conversation_from_pb(request.messages)
@@ -60,16 +63,28 @@ class InferenceServicer(InferenceServiceServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=self._models())
+        principal = await self._identify(context, MODELS)
+        return pb.ListModelsResponse(models=self._models(principal))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        self._pipeline.fleet.resolve(request.model)
-        return pb.GetModelResponse(model=next(m for m in self._models() if m.id == request.model))
+        principal = await self._identify(context, MODELS)
+        model = self._pipeline.fleet.resolve(request.model)
+        principal.require_model(request.model, model.model_id)
+        models = self._models(principal)
+        return pb.GetModelResponse(model=next(m for m in models if m.id == request.model))
 
-    def _models(self) -> list[pb.Model]:
+    def _models(self, principal: Principal) -> list[pb.Model]:
         fleet = self._pipeline.fleet
-        names = fleet.names().items()
-        return translate.models_to_pb((n, m, fleet.num_ready(m.model_id)) for n, m in names)
+        return translate.models_to_pb(
+            (name, model, fleet.num_ready(model.model_id))
+            for name, model in fleet.names().items()
+            if principal.sees(name, model.model_id)
+        )
+
+    async def _identify(self, context: Any, scope: str) -> Principal:
+        metadata = dict(context.invocation_metadata() or ())
+        credential = bearer(str(metadata.get("authorization", "")))
+        return await self._pipeline.gate.identify(credential, scope)
 
     async def _answer(
         self,
@@ -117,12 +132,11 @@ class InferenceServicer(InferenceServiceServicer):
 
 
 def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any) -> Call:
-    scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
     remaining_s = rpc.deadline_s(context)
     return Call(
         request_id=request_id,
         endpoint=endpoint,
-        credential=token if scheme.lower() == "bearer" and token else None,
+        credential=bearer(str(metadata.get("authorization", ""))),
         deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
     )

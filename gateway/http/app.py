@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import infermesh
+from gateway.auth.headers import LIMIT_HEADERS
 from gateway.http.call import draw_request_id
 from gateway.http.dialects import ChatCall, parse_chat, parse_completion
 from gateway.http.errors import error_response, on_defect, on_http_exception, on_mesh_error
@@ -34,7 +35,7 @@ def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
     def chat(raw: bytes) -> ChatCall:
         return parse_chat(raw, fallback)
 
-    models = ModelEndpoints(pipeline.fleet, config.max_request_bytes)
+    models = ModelEndpoints(pipeline.fleet, pipeline.gate, config.max_request_bytes)
     post, get = ["POST"], ["GET"]
     routes = [
         Route(
@@ -61,7 +62,7 @@ def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
             allow_origins=list(config.cors_allow_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after"],
+            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after", *LIMIT_HEADERS],
         )
         middleware.insert(0, cors)
     return Starlette(

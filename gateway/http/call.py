@@ -27,14 +27,19 @@ def call_of(request: Request, endpoint: str) -> Call:
     Raises:
         InvalidRequest: the timeout header is no positive number.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return Call(
         request_id=request.state.request_id,
         endpoint=endpoint,
-        credential=token if scheme.lower() == "bearer" and token else None,
+        credential=bearer(request.headers.get("authorization", "")),
         deadline=_deadline(request),
         traceparent=tracing.current_traceparent() or request.headers.get("traceparent", ""),
     )
+
+
+def bearer(authorization: str) -> str | None:
+    """The credential in an Authorization header or its gRPC metadata; None where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _deadline(request: Request) -> float | None:

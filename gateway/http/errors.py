@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.auth.headers import PREFIX
 from infermesh.errors import MeshError, as_mesh_error
 from infermesh.telemetry import logs
 
@@ -32,11 +33,13 @@ def error_event(error: MeshError) -> bytes:
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
-    """Whether and when to come back: whole seconds, and milliseconds for clients that know them.
+    """The rate limits; whether and when to come back, in whole seconds and, for who knows it, in
+    milliseconds.
 
     Official SDKs repeat every 5xx unless `x-should-retry` says that it is pointless.
     """
-    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    headers = {name: value for name, value in error.metadata.items() if name.startswith(PREFIX)}
+    headers["x-should-retry"] = "true" if error.retryable else "false"
     if error.retry_after_s is None:
         return headers
     return {

@@ -128,7 +128,8 @@ class GenerateEndpoint:
     async def _stream(
         self, reply: Reply, shape: Shape, ignored: str, answer: "_Answer"
     ) -> MeshError | None:
-        headers = {**_STREAM_HEADERS, **({IGNORED_FIELDS: ignored} if ignored else {})}
+        headers = {**_STREAM_HEADERS, **reply.ticket.headers}
+        headers |= {IGNORED_FIELDS: ignored} if ignored else {}
         try:
             await answer.begin(200, headers)
             await answer.write(shape.opening(reply.record.num_choices))
@@ -153,8 +154,9 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") ->
         await answer.refuse(error)
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
+    headers |= reply.ticket.headers | ({IGNORED_FIELDS: ignored} if ignored else {})
     try:
-        await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
+        await answer.begin(200, headers)
         await answer.write(shape.whole(choices, reply.usage()), more=False)
     except SlowConsumer as error:
         return error

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infermesh.config import GatewayConfig, SchedulerConfig, Settings, ShardConfig
+from infermesh.config import AuthConfig, GatewayConfig, SchedulerConfig, Settings, ShardConfig
 from infermesh.config_fields import sections
 from infermesh.mesh.models import ModelChoice
+from infermesh.mesh.state import StateFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,16 @@ class ProcessSpec:
     arguments: tuple[str, ...]
     announce_file: Path
     log_file: Path
+    # what a command line would show to everyone
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AuthPlan:
+    """Where the mesh's own auth service will listen."""
+
+    address: str
+    admin_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class MeshPlan:
     gateway: ProcessSpec
     scheduler_addresses: tuple[str, ...]
     model_names: tuple[str, ...]
+    auth: AuthPlan | None = None
 
 
 def plan_mesh(
@@ -46,8 +58,13 @@ def plan_mesh(
     replicas: int,
     run_dir: Path,
     log_dir: Path,
+    state: StateFolder | None,
 ) -> MeshPlan:
-    """The processes of one gateway over `replicas` schedulers of each model, one shard each."""
+    """The processes of one gateway over `replicas` schedulers of each model, one shard each.
+
+    Args:
+        state: where the auth service keeps its data; None: no auth service, any key is accepted.
+    """
     shards, schedulers, addresses = [], [], []
     copies = [(model, copy) for model in models for copy in range(replicas)]
     for index, (model, copy) in enumerate(copies):
@@ -67,21 +84,56 @@ def plan_mesh(
         schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
         addresses.append(scheduler_address)
     gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
+    auth_groups, auth = [], None
+    if state is not None:
+        auth = AuthPlan(f"unix:{run_dir}/auth.sock", f"unix:{run_dir}/auth-admin.sock")
+        auth_groups = [Group("auth", (_auth_spec(settings, auth, run_dir, log_dir, state),))]
+        gateway = _with_auth(gateway, auth, state)
     # the gateway's admin port serves its metrics
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
     edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
     groups = (
+        *auth_groups,
         Group("shards", tuple(shards)),
         Group("schedulers", tuple(schedulers)),
         Group("gateway", (edge_process,)),
     )
     names = tuple(model.name for model in models)
-    return MeshPlan(groups, edge_process, tuple(addresses), names)
+    return MeshPlan(groups, edge_process, tuple(addresses), names, auth)
+
+
+def _auth_spec(
+    settings: Settings, plan: AuthPlan, run_dir: Path, log_dir: Path, state: StateFolder
+) -> ProcessSpec:
+    url = settings.auth.database_url
+    if url == AuthConfig().database_url:
+        url = state.database_url
+    auth = dataclasses.replace(
+        settings.auth,
+        address=plan.address,
+        admin_address=plan.admin_address,
+        database_url=AuthConfig().database_url,
+    )
+    whole = dataclasses.replace(settings, auth=auth)
+    spec = _spec("auth", "services.auth", whole, run_dir, log_dir)
+    # it may have a password in it
+    return dataclasses.replace(spec, environment=(("INFERMESH_AUTH__DATABASE_URL", url),))
+
+
+def _with_auth(gateway: GatewayConfig, plan: AuthPlan, state: StateFolder) -> GatewayConfig:
+    return dataclasses.replace(
+        gateway,
+        auth=plan.address,
+        # the same when it is restarted, another in another mesh
+        gateway_id=gateway.gateway_id or f"gateway-{os.getpid()}",
+        usage_dir=gateway.usage_dir or str(state.usage_dir),
+    )
 
 
 _SECTION_OF: dict[str, type] = {
     "gateway": GatewayConfig,
+    "services.auth": AuthConfig,
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,
 }
