@@ -11,6 +11,9 @@ from typing import Any
 
 from gateway import metrics
 from gateway.admission import Admission
+from gateway.cache.replay import Replay
+from gateway.cache.stage import CachePolicy, CacheStage
+from gateway.cache.translate import Question
 from gateway.failover import Driver
 from gateway.fleet import Fleet
 from gateway.generation import Generation
@@ -34,6 +37,7 @@ class Pipeline:
     """Answers requests.
 
     Args:
+        cache: the stage that asks whether an answer is there.
         spawn: runs a coroutine in the background, as `TaskGroup.create_task` does.
     """
 
@@ -41,6 +45,7 @@ class Pipeline:
         self,
         config: GatewayConfig,
         fleet: Fleet,
+        cache: CacheStage,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         clock: Callable[[], float],
     ) -> None:
@@ -48,6 +53,7 @@ class Pipeline:
         self.admission = Admission(config.max_inflight_requests)
         self.records = Records(clock)
         self._config = config
+        self._cache = cache
         self._spawn = spawn
         self._running: dict[Generation, asyncio.Task[None]] = {}
         self._clock = clock
@@ -74,7 +80,14 @@ class Pipeline:
         try:
             model = self.fleet.resolve(request.model)
             jobs = await self._tokenise(request, model, call, principal, record)
-            reply = self._join(jobs, model, request.options, call, record)
+            policy = self._cache_policy(principal)
+            question = await self._cache.question(request, jobs, model, call, policy, record)
+            wake = asyncio.Event()
+            found = await self._cache.exact(question, record, wake)
+            prompts = self._prompts(jobs, found, model, request.options, record, wake)
+            reply = self._reply(prompts, model, call, record, wake, question)
+            if (found := await self._cache.semantic(question, reply, wake, call.whole)) is not None:
+                reply.replace([PromptReply(found, model, request.options, 0)])
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
             self._settle(record, exc)
@@ -97,6 +110,7 @@ class Pipeline:
     def finish(self, reply: Reply, error: BaseException | None = None) -> None:
         """Accounts for a reply that has ended, well or not, and closes it."""
         reply.close()
+        self._cache.settle(reply.question, reply, error is None)
         self._settle(reply.record, error)
 
     def _identify(self, call: Call, record: RequestRecord) -> Principal:
@@ -127,17 +141,25 @@ class Pipeline:
         record.tokenized_at = self._clock()
         return jobs
 
-    def _join(
+    def _cache_policy(self, principal: Principal) -> CachePolicy:
+        del principal  # every tenant's is the gateway's
+        return CachePolicy(self._config.reuse_policy, self._config.cache_semantic)
+
+    def _prompts(
         self,
         jobs: Sequence[Job],
+        found: Replay | None,
         model: ServedModel,
         options: Options,
-        call: Call,
         record: RequestRecord,
-    ) -> Reply:
-        """Each job's generation: one that runs already, or one that begins now."""
+        wake: asyncio.Event,
+    ) -> list[PromptReply]:
+        """What is read of each job: the answer that was found, a generation that runs already, or
+        one that begins now.
+        """
+        if found is not None:
+            return [PromptReply(found, model, options, 0)]
         deadline = self._clock() + self._config.request_timeout_s
-        wake = asyncio.Event()
         prompts: list[PromptReply] = []
         for job in jobs:
             if job.deadline is None and not may_share(job, self._config.reuse_policy):
@@ -146,6 +168,18 @@ class Pipeline:
             reader = self.flights.join(job, wake)
             record.shared |= reader.generation.job.request_id != job.request_id
             prompts.append(PromptReply(reader, model, options, len(prompts) * options.n))
+        return prompts
+
+    def _reply(
+        self,
+        prompts: Sequence[PromptReply],
+        model: ServedModel,
+        call: Call,
+        record: RequestRecord,
+        wake: asyncio.Event,
+        question: Question | None,
+    ) -> Reply:
+        deadline = self._clock() + self._config.request_timeout_s
         return Reply(
             model=model,
             prompts=prompts,
@@ -154,6 +188,7 @@ class Pipeline:
             deadline=deadline if call.deadline is None else min(deadline, call.deadline),
             clock=self._clock,
             on_close=self._leave,
+            question=question,
         )
 
     def abandon(self, error: MeshError) -> None:

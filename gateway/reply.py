@@ -5,15 +5,28 @@ Owns the request's readers and its text state. Edges turn its deltas into bytes.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from gateway import metrics
-from gateway.generation import Reader
+from gateway.cache.translate import Question
+from gateway.generation import ChoiceNews, Generation
 from gateway.records import RequestRecord
 from gateway.request import Options
 from gateway.served_model import ServedModel
 from gateway.text.choice_text import ChoiceText
 from gateway.tokens import ChoiceDelta, Finish, Usage
 from infermesh.errors import DeadlineExceeded
+
+
+class Reader(Protocol):
+    """What a reply reads: a running generation, or a stored answer that is replayed."""
+
+    @property
+    def generation(self) -> Generation: ...
+    @property
+    def admitted(self) -> bool: ...
+    def take(self) -> list[ChoiceNews]: ...
+    def close(self) -> None: ...
 
 
 class PromptReply:
@@ -83,6 +96,7 @@ class Reply:
     Args:
         deadline: on `clock`; the request fails with DEADLINE_EXCEEDED then.
         on_close: gives the request's place back.
+        question: what the cache was, or would have been, asked.
     """
 
     def __init__(
@@ -94,10 +108,12 @@ class Reply:
         deadline: float,
         clock: Callable[[], float],
         on_close: Callable[[], None],
+        question: Question | None = None,
     ) -> None:
         self.model = model
+        self.question = question
         self.record = record
-        self._prompts = prompts
+        self.prompts = prompts
         self._wake = wake
         self._deadline = deadline
         self._clock = clock
@@ -110,9 +126,34 @@ class Reply:
         Raises:
             MeshError: one was refused.
         """
-        while [prompt for prompt in self._prompts if not prompt.reader.admitted]:
+        await self.until(lambda: all(prompt.reader.admitted for prompt in self.prompts))
+        self._note_admission()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns once the condition holds, which is looked at whenever anything has changed.
+
+        Raises:
+            DeadlineExceeded: it did not within the request's time.
+        """
+        while not condition():
             await self._woken(None)
-        self.record.admitted_at = self._clock()
+            self._note_admission()
+
+    @property
+    def ended(self) -> bool:
+        """No generation of it goes on."""
+        return all(prompt.reader.generation.ended for prompt in self.prompts)
+
+    def has_news(self, whole: bool) -> bool:
+        """There is something to show: any token, or where `whole`, the end."""
+        has_token = any(prompt.reader.generation.num_tokens for prompt in self.prompts)
+        return self.ended or (has_token and not whole)
+
+    def replace(self, prompts: Sequence[PromptReply]) -> None:
+        """Goes on with other readers, before anything was taken from the old ones."""
+        for prompt in self.prompts:
+            prompt.reader.close()
+        self.prompts = prompts
 
     async def batches(self, patience_s: float | None = None) -> AsyncIterator[list[ChoiceDelta]]:
         """New deltas as they come; an empty batch after each `patience_s` of silence.
@@ -121,7 +162,7 @@ class Reply:
             MeshError: the request failed; after everything that came before.
         """
         while not self._done():
-            batch = [delta for p in self._prompts if not p.done for delta in p.take()]
+            batch = [delta for p in self.prompts if not p.done for delta in p.take()]
             if batch:
                 self._note_progress()
                 yield batch
@@ -130,7 +171,7 @@ class Reply:
 
     def usage(self) -> Usage:
         """What the request cost so far."""
-        return sum((prompt.usage() for prompt in self._prompts), Usage())
+        return sum((prompt.usage() for prompt in self.prompts), Usage())
 
     @property
     def waterfall(self) -> str:
@@ -142,13 +183,13 @@ class Reply:
         if self._closed:
             return
         self._closed = True
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             prompt.reader.close()
         self._note_progress()
         self._on_close()
 
     def _done(self) -> bool:
-        return all(prompt.done for prompt in self._prompts)
+        return all(prompt.done for prompt in self.prompts)
 
     async def _woken(self, patience_s: float | None) -> bool:
         """False after `patience_s` without news."""
@@ -164,6 +205,11 @@ class Reply:
         self._wake.clear()
         return True
 
+    def _note_admission(self) -> None:
+        accepted = all(prompt.reader.generation.accepted for prompt in self.prompts)
+        if accepted and self.record.admitted_at is None:
+            self.record.admitted_at = self._clock()
+
     def _note_progress(self) -> None:
         record = self.record
         record.usage = self.usage()
@@ -172,9 +218,9 @@ class Reply:
             metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
                 record.first_token_at - record.started_at
             )
-        finishes = [f for p in self._prompts if (f := p.last_finish()) is not None]
+        finishes = [f for p in self.prompts if (f := p.last_finish()) is not None]
         if finishes:
             record.timings = finishes[-1].timings
         record.attempts = [
-            replica for p in self._prompts for replica in p.reader.generation.replica_ids
+            replica for p in self.prompts for replica in p.reader.generation.replica_ids
         ]

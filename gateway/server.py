@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from gateway.cache.client import CacheClient
+from gateway.cache.stage import CacheStage
 from gateway.fleet import Fleet, parse_aliases
 from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
 from gateway.http.admin import admin_app
@@ -39,6 +41,8 @@ class GatewayService:
         self._config = config
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self.fleet = Fleet(config.replicas, parse_aliases(config.model_aliases), self._threads)
+        # the loop's own clock has steps of a millisecond
+        self.cache = CacheClient(config.cache, time.monotonic) if config.cache else None
         self._http: list[HttpServer] = []
         self._http_tasks: list[asyncio.Task[None]] = []
         self._grpc: grpc.aio.Server | None = None
@@ -49,8 +53,8 @@ class GatewayService:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
-        # the loop's own clock has steps of a millisecond
-        self.pipeline = Pipeline(config, self.fleet, tasks.create_task, time.monotonic)
+        stage = CacheStage(self.cache, config, self._threads, time.monotonic)
+        self.pipeline = Pipeline(config, self.fleet, stage, tasks.create_task, time.monotonic)
         public = HttpServer(
             public_app(self.pipeline, config), "gateway.http_address", config.http_address
         )
@@ -70,6 +74,8 @@ class GatewayService:
         await self._grpc.start()
         await self._health.set_serving(True)
         tasks.create_task(self.fleet.run())
+        if self.cache is not None:
+            tasks.create_task(self.cache.run())
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
         for server in self._http:
             await server.started()

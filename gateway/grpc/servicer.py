@@ -102,7 +102,9 @@ class InferenceServicer(InferenceServiceServicer):
             async for batch in reply.batches():
                 choices = [translate.delta_to_pb(delta, with_ids) for delta in batch]
                 yield {"model": model, "choices": choices}
-            context.set_trailing_metadata((("infermesh-waterfall", reply.waterfall),))
+            cache = reply.record.cache.headers() if reply.record.cache else {}
+            facts = {"infermesh-waterfall": reply.waterfall, **cache}
+            context.set_trailing_metadata(tuple(facts.items()))
             yield {"model": model, "usage": translate.usage_to_pb(reply.usage())}
         except BaseException as exc:
             failure = exc
@@ -120,4 +122,5 @@ def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any
         credential=token if scheme.lower() == "bearer" and token else None,
         deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
+        cache_control=str(metadata.get("cache-control", "")),
     )

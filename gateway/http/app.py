@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import infermesh
+from gateway.cache.verdict import HEADERS as CACHE_HEADERS
 from gateway.http.call import draw_request_id
 from gateway.http.dialects import ChatCall, parse_chat, parse_completion
 from gateway.http.errors import error_response, on_defect, on_http_exception, on_mesh_error
@@ -61,7 +62,7 @@ def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
             allow_origins=list(config.cors_allow_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after"],
+            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after", *CACHE_HEADERS],
         )
         middleware.insert(0, cors)
     return Starlette(

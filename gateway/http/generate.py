@@ -83,7 +83,7 @@ class GenerateEndpoint:
     async def _answer(self, request: Request, answer: "_Answer") -> None:
         try:
             parsed = self._parse(await read_body(request, self._config.max_request_bytes))
-            call = call_of(request, self._name)
+            call = call_of(request, self._name, whole=not parsed.stream)
         except MeshError as error:
             await answer.refuse(error)
             return
@@ -124,7 +124,7 @@ class GenerateEndpoint:
     async def _stream(
         self, reply: Reply, shape: Shape, ignored: str, answer: "_Answer"
     ) -> MeshError | None:
-        headers = {**_STREAM_HEADERS, **({IGNORED_FIELDS: ignored} if ignored else {})}
+        headers = {**_STREAM_HEADERS, **_facts(reply, ignored)}
         await answer.begin(200, headers)
         await answer.write(shape.opening(reply.record.num_choices))
         try:
@@ -148,9 +148,18 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") ->
         await answer.refuse(error)
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
-    await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
+    await answer.begin(200, {**headers, **_facts(reply, ignored)})
     await answer.write(shape.whole(choices, reply.usage()), more=False)
     return None
+
+
+def _facts(reply: Reply, ignored: str) -> dict[str, str]:
+    """Headers about the answer, where there is something to say."""
+    cache = reply.record.cache
+    return {
+        **(cache.headers() if cache is not None else {}),
+        **({IGNORED_FIELDS: ignored} if ignored else {}),
+    }
 
 
 class _Answer:
