@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from infermesh.config_fields import ConfigError, setting
 
 __all__ = [
+    "AuthConfig",
     "ConfigError",
     "GatewayConfig",
     "SchedulerConfig",
@@ -27,6 +28,13 @@ class GatewayConfig:
     admin_address: str = setting("127.0.0.1:8001", "metrics and debugging; keep it private")
     grpc_address: str = setting("127.0.0.1:8002", "InferenceService")
     replicas: tuple[str, ...] = setting((), "scheduler addresses, one per replica")
+    auth: str = setting("", "the auth service's address; empty: any key is accepted")
+    gateway_id: str = setting("gateway", "its name to the auth service; one per gateway")
+    principal_ttl_s: float = setting(60.0, "a verified key is asked for again after", low=0.1)
+    auth_outage_s: float = setting(
+        60.0, "verified keys go on for so long while the auth service is away", low=0.0
+    )
+    usage_dir: str = setting("", "spool of usage records; needed where auth is set")
     max_request_bytes: int = setting(8 << 20, "largest request body", low=1024)
     max_inflight_requests: int = setting(1024, "more are refused with 429", low=1)
     reuse_policy: str = setting(
@@ -53,6 +61,22 @@ class GatewayConfig:
     model_aliases: tuple[str, ...] = setting((), "alias=model pairs")
     cors_allow_origins: tuple[str, ...] = setting((), "origins of web apps; '*' for any")
     drain_grace_s: float = setting(30.0, "time to finish streams on SIGTERM", low=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """[auth]: tenants, keys, quota and usage."""
+
+    address: str = setting("127.0.0.1:8030", "AuthService, for gateways")
+    admin_address: str = setting("", "AuthAdminService on a unix socket, unix:/path; empty: none")
+    database_url: str = setting(
+        "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
+    )
+    lease_s: float = setting(20.0, "a gateway's quota is its own for so long", low=1.0)
+    max_request_s: float = setting(
+        600.0, "a lost gateway's requests hold their places for so long", low=0.0
+    )
+    drain_grace_s: float = setting(5.0, "time to finish calls on SIGTERM", low=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +146,7 @@ class Settings:
     """The whole of infermesh.toml, and where each value came from."""
 
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

@@ -3,9 +3,11 @@
     MeshError
     ├── InvalidRequest ── UnsupportedParameter, ContextLengthExceeded, RequestTooLarge
     ├── NotFound ── ModelNotFound
+    ├── AlreadyExists
     ├── InvalidApiKey, PermissionDenied
     ├── QueueFull, DeadlineExceeded, Cancelled, SlowConsumer
-    ├── Unavailable ── ReplicaUnavailable, ModelLoading, Draining
+    ├── RateLimitExceeded, InsufficientQuota
+    ├── Unavailable ── ReplicaUnavailable, ModelLoading, Draining, AuthUnavailable
     ├── StaleEpoch, ProtocolViolation
     └── Internal ── UnsupportedModel, ModelLoadFailed, OutOfMemory, NumericalError, Poisoned
 
@@ -106,6 +108,15 @@ class ModelNotFound(NotFound):
     reason = pb.ERROR_REASON_MODEL_NOT_FOUND
 
 
+class AlreadyExists(MeshError):
+    """There is one of that name."""
+
+    reason = pb.ERROR_REASON_ALREADY_EXISTS
+    grpc_code = grpc.StatusCode.ALREADY_EXISTS
+    http_status = 409
+    openai_type = "invalid_request_error"
+
+
 class InvalidApiKey(MeshError):
     """No credential, or one that is unknown, expired or revoked."""
 
@@ -132,6 +143,25 @@ class QueueFull(MeshError):
     http_status = 429
     openai_type = "rate_limit_error"
     retryable = True
+
+
+class RateLimitExceeded(MeshError):
+    """The tenant's requests or tokens per minute, or its requests at once, are used up."""
+
+    reason = pb.ERROR_REASON_RATE_LIMIT_EXCEEDED
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    openai_type = "rate_limit_error"
+    retryable = True
+
+
+class InsufficientQuota(MeshError):
+    """The tenant's tokens of the day or month are used up."""
+
+    reason = pb.ERROR_REASON_INSUFFICIENT_QUOTA
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    openai_type = "insufficient_quota"
 
 
 class DeadlineExceeded(MeshError):
@@ -185,6 +215,12 @@ class Draining(Unavailable):
     """The server finishes what it has and takes nothing new."""
 
     reason = pb.ERROR_REASON_DRAINING
+
+
+class AuthUnavailable(Unavailable):
+    """A credential or quota can't be checked now."""
+
+    reason = pb.ERROR_REASON_AUTH_UNAVAILABLE
 
 
 class StaleEpoch(MeshError):
@@ -263,6 +299,7 @@ BY_REASON: dict["pb.ErrorReason.ValueType", type[MeshError]] = {
 BY_GRPC_CODE: dict[grpc.StatusCode, type[MeshError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.UNAUTHENTICATED: InvalidApiKey,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,

@@ -49,7 +49,8 @@ def _rich_status(error: errors.MeshError) -> Any:
         status.details.add().Pack(bad)
     if error.grpc_code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         quota = error_details_pb2.QuotaFailure()
-        quota.violations.add(subject="replica", description=error.message)
+        subject = error.metadata.get("tenant", "replica")
+        quota.violations.add(subject=subject, description=error.message)
         status.details.add().Pack(quota)
     return status
 

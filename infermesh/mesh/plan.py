@@ -27,17 +27,20 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MeshPlan:
-    """All processes, in the order in which they stop last to first."""
+class Group:
+    """Processes of one kind, which stop together."""
 
-    shards: tuple[ProcessSpec, ...]
-    schedulers: tuple[ProcessSpec, ...]
+    name: str
+    processes: tuple[ProcessSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """All processes, in the order in which they start; they stop in reverse, the gateway first."""
+
+    groups: tuple[Group, ...]
     gateway: ProcessSpec
     scheduler_addresses: tuple[str, ...]
-
-    @property
-    def processes(self) -> tuple[ProcessSpec, ...]:
-        return (*self.shards, *self.schedulers, self.gateway)
 
 
 def find_model(model: str) -> tuple[str, str]:
@@ -80,12 +83,13 @@ def plan_mesh(settings: Settings, replicas: int, run_dir: Path, log_dir: Path) -
     # the gateway's admin port serves its metrics
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
-    return MeshPlan(
-        shards=tuple(shards),
-        schedulers=tuple(schedulers),
-        gateway=_spec("gateway", "gateway", edge, run_dir, log_dir),
-        scheduler_addresses=tuple(addresses),
+    edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
+    groups = (
+        Group("shards", tuple(shards)),
+        Group("schedulers", tuple(schedulers)),
+        Group("gateway", (edge_process,)),
     )
+    return MeshPlan(groups, edge_process, tuple(addresses))
 
 
 _SECTION_OF: dict[str, type] = {

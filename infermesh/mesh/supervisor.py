@@ -1,8 +1,8 @@
 """Starts, watches and stops the processes of a mesh.
 
-Start: all at once, because each waits for its peers. Stop: gateway, schedulers, shards, so that
-streams in flight finish. Before the mesh first answered, a process that ends is fatal; after, it is
-restarted.
+Start: in the plan's order but without waiting, because each process waits for its peers. Stop:
+group by group in reverse, the gateway first, so that streams in flight finish. Before the mesh
+first answered, a process that ends is fatal; after, it is restarted.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 from infermesh.errors import Internal
 from infermesh.lifecycle import write_whole
-from infermesh.mesh.plan import MeshPlan, ProcessSpec
+from infermesh.mesh.plan import MeshPlan
 from infermesh.mesh.process import ManagedProcess
 from infermesh.mesh.readiness import Progress, wait_gateway, wait_replica
 
@@ -48,16 +48,12 @@ class Supervisor:
         self._ready_file = ready_file
         self._grace_s = grace_s
         self._endpoints: Endpoints | None = None
-        self._gateway = self._managed(plan.gateway)
-        self._schedulers = [self._managed(spec) for spec in plan.schedulers]
-        self._shards = [self._managed(spec) for spec in plan.shards]
-
-    def _managed(self, spec: ProcessSpec) -> ManagedProcess:
-        return ManagedProcess(spec, self._write_ready_file)
-
-    @property
-    def _all(self) -> list[ManagedProcess]:
-        return [*self._shards, *self._schedulers, self._gateway]
+        self._groups = [
+            [ManagedProcess(spec, self._write_ready_file) for spec in group.processes]
+            for group in plan.groups
+        ]
+        self._all = [process for group in self._groups for process in group]
+        self._gateway = next(p for p in self._all if p.spec == plan.gateway)
 
     @asynccontextmanager
     async def running(self, on_progress: Progress) -> AsyncIterator[Endpoints]:
@@ -108,7 +104,7 @@ class Supervisor:
         for flag in ("http_address", "admin_address", "grpc_address"):
             self._gateway.pin(f"gateway.{flag}", facts[flag])
         async with asyncio.TaskGroup() as tasks:
-            for process in (*self._schedulers, *self._shards):
+            for process in self._all:
                 tasks.create_task(process.wait_announced())
             for address in self._plan.scheduler_addresses:
                 tasks.create_task(wait_replica(address, on_progress))
@@ -122,7 +118,7 @@ class Supervisor:
         )
 
     async def _stop(self) -> None:
-        for group in ([self._gateway], self._schedulers, self._shards):
+        for group in reversed(self._groups):
             async with asyncio.TaskGroup() as tasks:
                 for process in group:
                     tasks.create_task(process.stop(self._grace_s + STOP_MARGIN_S))

@@ -34,15 +34,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 6
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 7
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 8
+    ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 9
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """Load and time."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 21
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 22
     ERROR_REASON_SLOW_CONSUMER: _ErrorReason.ValueType  # 23
+    ERROR_REASON_RATE_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 24
+    """The tenant's requests or tokens per minute, or its requests at once."""
+    ERROR_REASON_INSUFFICIENT_QUOTA: _ErrorReason.ValueType  # 25
+    """The tenant's tokens per day or month."""
     ERROR_REASON_REPLICA_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """The mesh is not able to serve this now."""
     ERROR_REASON_MODEL_LOADING: _ErrorReason.ValueType  # 41
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 42
+    ERROR_REASON_AUTH_UNAVAILABLE: _ErrorReason.ValueType  # 43
+    """A credential or quota can't be checked."""
     ERROR_REASON_STALE_EPOCH: _ErrorReason.ValueType  # 60
     """The step stream."""
     ERROR_REASON_PROTOCOL_VIOLATION: _ErrorReason.ValueType  # 61
@@ -71,15 +78,22 @@ ERROR_REASON_INVALID_API_KEY: ErrorReason.ValueType  # 5
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 6
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 7
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 8
+ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 9
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """Load and time."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 21
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 22
 ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 23
+ERROR_REASON_RATE_LIMIT_EXCEEDED: ErrorReason.ValueType  # 24
+"""The tenant's requests or tokens per minute, or its requests at once."""
+ERROR_REASON_INSUFFICIENT_QUOTA: ErrorReason.ValueType  # 25
+"""The tenant's tokens per day or month."""
 ERROR_REASON_REPLICA_UNAVAILABLE: ErrorReason.ValueType  # 40
 """The mesh is not able to serve this now."""
 ERROR_REASON_MODEL_LOADING: ErrorReason.ValueType  # 41
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 42
+ERROR_REASON_AUTH_UNAVAILABLE: ErrorReason.ValueType  # 43
+"""A credential or quota can't be checked."""
 ERROR_REASON_STALE_EPOCH: ErrorReason.ValueType  # 60
 """The step stream."""
 ERROR_REASON_PROTOCOL_VIOLATION: ErrorReason.ValueType  # 61
