@@ -496,6 +496,7 @@ class Entry(_message.Message):
     TRAITS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
     exact_fingerprint: _builtins.bytes
     compatibility_fingerprint: _builtins.bytes
     tenant: _builtins.str
@@ -503,6 +504,10 @@ class Entry(_message.Message):
     model_id: _builtins.str
     model_fingerprint: _builtins.str
     text: _builtins.str
+    replace: _builtins.bool
+    """Takes the place of an answer to the same request: the caller would not have that one
+    (no_cache, or older than max_age).
+    """
     @_builtins.property
     def traits(self) -> Global___RequestTraits:
         """Traits that close the semantic tier to a query keep its answer out of it, too."""
@@ -526,10 +531,11 @@ class Entry(_message.Message):
         traits: Global___RequestTraits | None = ...,
         answer: Global___Answer | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        replace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compatibility_fingerprint", b"compatibility_fingerprint", "exact_fingerprint", b"exact_fingerprint", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "sharing_domain", b"sharing_domain", "tenant", b"tenant", "text", b"text", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compatibility_fingerprint", b"compatibility_fingerprint", "exact_fingerprint", b"exact_fingerprint", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replace", b"replace", "sharing_domain", b"sharing_domain", "tenant", b"tenant", "text", b"text", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

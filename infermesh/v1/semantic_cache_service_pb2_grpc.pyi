@@ -49,8 +49,8 @@ class SemanticCacheServiceStub:
     Store: _grpc.StreamUnaryMultiCallable[_semantic_cache_service_pb2.StoreRequest, _semantic_cache_service_pb2.StoreResponse]
     """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
     it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
-    there already, in the same sharing domain, changes nothing. What is not admissible is counted
-    by reason, not an error. Cancelling loses nothing that has arrived.
+    there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
+    admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
     Errors: DRAINING.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_semantic_cache_service_pb2.SemanticCacheServiceEmbedRequest, _semantic_cache_service_pb2.SemanticCacheServiceEmbedResponse]
@@ -87,8 +87,8 @@ class SemanticCacheServiceAsyncStub(SemanticCacheServiceStub):
     Store: _aio.StreamUnaryMultiCallable[_semantic_cache_service_pb2.StoreRequest, _semantic_cache_service_pb2.StoreResponse]  # type: ignore[assignment]
     """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
     it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
-    there already, in the same sharing domain, changes nothing. What is not admissible is counted
-    by reason, not an error. Cancelling loses nothing that has arrived.
+    there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
+    admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
     Errors: DRAINING.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_semantic_cache_service_pb2.SemanticCacheServiceEmbedRequest, _semantic_cache_service_pb2.SemanticCacheServiceEmbedResponse]  # type: ignore[assignment]
@@ -134,8 +134,8 @@ class SemanticCacheServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_semantic_cache_service_pb2.StoreResponse, _abc.Awaitable[_semantic_cache_service_pb2.StoreResponse]]:
         """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
         it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
-        there already, in the same sharing domain, changes nothing. What is not admissible is counted
-        by reason, not an error. Cancelling loses nothing that has arrived.
+        there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
+        admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
         Errors: DRAINING.
         """
 
