@@ -59,7 +59,9 @@ class GatewayService:
             public_app(self.pipeline, config), "gateway.http_address", config.http_address
         )
         self._http.append(public)
-        admin = HttpServer(admin_app(self.pipeline), "gateway.admin_address", config.admin_address)
+        admin = HttpServer(
+            admin_app(self.pipeline, self.cache), "gateway.admin_address", config.admin_address
+        )
         self._http.append(admin)
         self._grpc = rpc.create_server()
         add_InferenceServiceServicer_to_server(InferenceServicer(self.pipeline), self._grpc)

@@ -93,6 +93,7 @@ class CacheClient:
         self._admin: SemanticCacheAdminServiceAsyncStub | None = None
         self._timeouts = 0
         self._suspended_until = 0.0
+        self._changed = asyncio.Event()
 
     @property
     def usable(self) -> bool:
@@ -164,6 +165,10 @@ class CacheClient:
             raise from_rpc_error(exc) from None
         return int(response.num_entries)
 
+    async def changed(self) -> None:
+        """Returns when it was found or lost."""
+        await self._changed.wait()
+
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
         backoff = Backoff()
@@ -193,14 +198,20 @@ class CacheClient:
                 _log.info("cache connected", extra={"cache": self.address})
                 self._stub = stub
                 self._timeouts, self._suspended_until = 0, 0.0
-                self._lookups = lookups = Lookups(stub.Lookup, self._on_answer)
-                metrics.CACHE_CONNECTED.set(1)
+                lookups = Lookups(stub.Lookup, self._on_answer)
+                self._see(lookups)
                 tasks.create_task(lookups.run())
                 tasks.create_task(self._keeper.run(stub.Store))
                 tasks.create_task(self._watch_loading(stub))
         finally:
-            self._lookups = self._stub = None
-            metrics.CACHE_CONNECTED.set(0)
+            self._stub = None
+            self._see(None)
+
+    def _see(self, lookups: Lookups | None) -> None:
+        self._lookups = lookups
+        metrics.CACHE_CONNECTED.set(lookups is not None)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _watch_loading(self, stub: "SemanticCacheServiceAsyncStub") -> None:
         while self.embedder is not None and self.embedder.state is EmbedderState.LOADING:

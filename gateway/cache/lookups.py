@@ -18,6 +18,9 @@ LookupId = NewType("LookupId", int)
 MAX_OPEN = 1024
 UNAVAILABLE = miss("unavailable")
 TIMEOUT = miss("timeout")
+OVERLOADED = miss("overloaded")
+# The verdicts that are not the cache's own.
+UNANSWERED = (UNAVAILABLE, TIMEOUT, OVERLOADED)
 
 
 class Lookups:
@@ -53,7 +56,7 @@ class Lookups:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Verdict] = loop.create_future()
         if self._is_broken or len(self._open) >= MAX_OPEN:
-            future.set_result(UNAVAILABLE if self._is_broken else miss("overloaded"))
+            future.set_result(UNAVAILABLE if self._is_broken else OVERLOADED)
             return future
         lookup_id = LookupId(next(self._ids))
         query.lookup_id = lookup_id

@@ -15,6 +15,7 @@ from gateway.cache.client import CacheClient
 from gateway.cache.directives import parse_cache_control
 from gateway.cache.fingerprint import Fingerprints, Subject, fingerprints
 from gateway.cache.keepable import answer_to_keep
+from gateway.cache.lookups import UNANSWERED, UNAVAILABLE
 from gateway.cache.replay import Replay
 from gateway.cache.translate import Question
 from gateway.cache.verdict import bypass, miss
@@ -86,12 +87,18 @@ class CacheStage:
         elif not may_share(jobs[0], policy.reuse):
             record.cache = bypass("sampling")
         elif self._client.embedder is None:  # it was never there: its name is part of the key
-            record.cache = miss("unavailable")
+            record.cache = UNAVAILABLE
         else:
             keys = await self._fingerprints(request, jobs[0], model, self._client.embedder.model_id)
             if wishes.no_cache:
                 record.cache = bypass("no_cache")
-            return Question(jobs[0], keys, policy.semantic, max_age_s=wishes.max_age_s)
+            return Question(
+                jobs[0],
+                keys,
+                semantic=policy.semantic,
+                max_age_s=wishes.max_age_s,
+                replace=wishes.no_cache or wishes.max_age_s is not None,
+            )
         return None
 
     async def exact(
@@ -117,9 +124,10 @@ class CacheStage:
             whole: nothing can be shown before the end.
         """
         record = reply.record
-        if question is None or record.cache is None or record.looked_up_at is None:
+        if self._client is None or question is None or record.cache is None:
             return None
-        if not question.may_match_meaning or self._client is None:
+        answered = record.looked_up_at is not None and record.cache not in UNANSWERED
+        if not answered or record.cache.is_hit or not question.may_match_meaning:
             return None
         if record.shared:  # somebody else's request has asked already
             record.cache = miss("in_flight")

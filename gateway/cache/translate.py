@@ -30,15 +30,15 @@ class Question:
 
     Attributes:
         semantic: the tenant takes answers of similar questions.
-        keep: the fresh answer may be stored.
         max_age_s: older answers will not do.
+        replace: the fresh answer takes the place of one that would not do.
     """
 
     job: Job
     keys: Fingerprints
     semantic: bool
-    keep: bool = True
     max_age_s: int | None = None
+    replace: bool = False
 
     @property
     def may_match_meaning(self) -> bool:
@@ -86,6 +86,7 @@ def entry_to_pb(question: Question, answer: StoredAnswer) -> pb.StoreRequest:
         text=question.keys.text,
         traits=_traits(question, True),
         answer=_answer_to_pb(answer),
+        replace=question.replace,
     )
     return pb.StoreRequest(entry=entry)
 
