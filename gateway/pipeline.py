@@ -6,7 +6,8 @@ Both edges, HTTP and gRPC, are in front of this; it knows neither.
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from gateway import metrics
@@ -97,6 +98,31 @@ class Pipeline:
                 reply.close()
             raise
         return reply
+
+    @asynccontextmanager
+    async def admitted(self, call: Call) -> AsyncIterator[RequestRecord]:
+        """The record of a request that is no generation: identified, counted, settled after.
+
+        Raises:
+            MeshError: it was refused.
+        """
+        record = self.records.open(call.request_id, call.endpoint)
+        try:
+            self._identify(call, record)
+            self.admission.enter()
+        except MeshError as error:
+            self._settle(record, error)
+            raise
+        metrics.INFLIGHT.inc()
+        try:
+            yield record
+        except BaseException as exc:
+            self._settle(record, exc)
+            raise
+        else:
+            self._settle(record, None)
+        finally:
+            self._leave()
 
     async def tokenise(self, prompt: Prompt, model: ServedModel) -> list[int]:
         """The token ids of one prompt."""

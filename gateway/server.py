@@ -8,6 +8,7 @@ import grpc
 
 from gateway.cache.client import CacheClient
 from gateway.cache.stage import CacheStage
+from gateway.embeddings import Embeddings
 from gateway.fleet import Fleet, parse_aliases
 from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
 from gateway.http.admin import admin_app
@@ -55,8 +56,11 @@ class GatewayService:
         config = self._config
         stage = CacheStage(self.cache, config, self._threads, time.monotonic)
         self.pipeline = Pipeline(config, self.fleet, stage, tasks.create_task, time.monotonic)
+        embeddings = Embeddings(self.cache, self.pipeline, config.request_timeout_s)
         public = HttpServer(
-            public_app(self.pipeline, config), "gateway.http_address", config.http_address
+            public_app(self.pipeline, embeddings, config),
+            "gateway.http_address",
+            config.http_address,
         )
         self._http.append(public)
         admin = HttpServer(
@@ -64,7 +68,9 @@ class GatewayService:
         )
         self._http.append(admin)
         self._grpc = rpc.create_server()
-        add_InferenceServiceServicer_to_server(InferenceServicer(self.pipeline), self._grpc)
+        add_InferenceServiceServicer_to_server(
+            InferenceServicer(self.pipeline, embeddings), self._grpc
+        )
         self._health = rpc.add_standard_services(self._grpc, [SERVICE_NAME])
         grpc_address = rpc.bind(self._grpc, config.grpc_address)
         self._addresses = {

@@ -166,7 +166,7 @@ class CacheClient:
         return int(response.num_entries)
 
     async def changed(self) -> None:
-        """Returns when it was found or lost."""
+        """Returns when it was found or lost, or its embedder's state changed."""
         await self._changed.wait()
 
     async def run(self) -> None:
@@ -210,6 +210,9 @@ class CacheClient:
     def _see(self, lookups: Lookups | None) -> None:
         self._lookups = lookups
         metrics.CACHE_CONNECTED.set(lookups is not None)
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -220,13 +223,18 @@ class CacheClient:
 
     async def _describe(self, stub: "SemanticCacheServiceAsyncStub") -> None:
         found = await stub.GetEmbedder(pb.GetEmbedderRequest(), timeout=_DESCRIBE_TIMEOUT_S)
-        self.embedder = Embedder(
-            state=_STATES.get(found.state, EmbedderState.LOADING),
-            model_id=found.model_id,
-            dimensions=found.dimensions,
-            max_tokens=found.max_tokens,
-            max_texts=found.max_texts,
+        before, self.embedder = (
+            self.embedder,
+            Embedder(
+                state=_STATES.get(found.state, EmbedderState.LOADING),
+                model_id=found.model_id,
+                dimensions=found.dimensions,
+                max_tokens=found.max_tokens,
+                max_texts=found.max_texts,
+            ),
         )
+        if before is None or before.state is not self.embedder.state:
+            self._wake()
 
     def _on_answer(self, in_time: bool) -> None:
         self._timeouts = 0 if in_time else self._timeouts + 1

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from gateway import metrics
+from gateway.embeddings import EmbeddingRequest, Embeddings
 from gateway.grpc import translate
 from gateway.http.call import draw_request_id
 from gateway.pipeline import Pipeline
@@ -24,8 +25,9 @@ Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 class InferenceServicer(InferenceServiceServicer):
     """Serves internal backends."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, embeddings: Embeddings) -> None:
         self._pipeline = pipeline
+        self._embeddings = embeddings
 
     async def Generate(  # gRPC's name
         self, request: pb.GenerateRequest, context: Any
@@ -43,6 +45,25 @@ class InferenceServicer(InferenceServiceServicer):
         async for response in self._answer("grpc_chat", parsed, with_ids, context, pb.ChatResponse):
             yield response
 
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = draw_request_id(metadata.get("x-request-id"))
+        parent = str(metadata.get("traceparent", "")) or None
+        facts = {"infermesh.request_id": request_id}
+        status = grpc.StatusCode.CANCELLED.name
+        try:
+            with tracing.span("gateway.grpc_embed", traceparent=parent, attributes=facts):
+                call = _call("grpc_embed", request_id, metadata, context)
+                wanted = EmbeddingRequest(request.model, tuple(request.texts))
+                found = await self._embeddings.embed(wanted, call)
+            status = grpc.StatusCode.OK.name
+        except MeshError as error:
+            status = error.grpc_code.name
+            raise
+        finally:
+            metrics.REQUESTS.labels("grpc_embed", status).inc()
+        return translate.embedded_to_pb(found, request_id)
+
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: Any
     ) -> pb.CountTokensResponse:
@@ -59,13 +80,16 @@ class InferenceServicer(InferenceServiceServicer):
         return pb.ListModelsResponse(models=self._models())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        self._pipeline.fleet.resolve(request.model)
-        return pb.GetModelResponse(model=next(m for m in self._models() if m.id == request.model))
+        found = {model.id: model for model in self._models()}
+        if request.model not in found:
+            self._pipeline.fleet.resolve(request.model)  # says why not
+        return pb.GetModelResponse(model=found[request.model])
 
     def _models(self) -> list[pb.Model]:
         fleet = self._pipeline.fleet
         names = fleet.names().items()
-        return translate.models_to_pb((n, m, fleet.num_ready(m.model_id)) for n, m in names)
+        generating = translate.models_to_pb((n, m, fleet.num_ready(m.model_id)) for n, m in names)
+        return generating + translate.embedders_to_pb(self._embeddings.models())
 
     async def _answer(
         self,

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.cache.client import Embedder
+from gateway.embeddings import Embeddings
 from gateway.fleet import Fleet
 from gateway.http.call import read_body
 from gateway.http.chat_body import ChatMessage, conversation
@@ -40,19 +42,25 @@ class DetokenizeBody(BaseModel):
 class ModelEndpoints:
     """What can be asked of models without generating."""
 
-    def __init__(self, fleet: Fleet, max_request_bytes: int) -> None:
+    def __init__(self, fleet: Fleet, embeddings: Embeddings, max_request_bytes: int) -> None:
         self._fleet = fleet
+        self._embeddings = embeddings
         self._max_request_bytes = max_request_bytes
 
     async def list(self, request: Request) -> Response:
         """Every name that is served now."""
         del request
+        # models that generate come first: clients take the first where none is named
         data = [_model_json(name, model) for name, model in self._fleet.names().items()]
+        data += [_embedder_json(model) for model in self._embeddings.models()]
         return _json({"object": "list", "data": data})
 
     async def get(self, request: Request) -> Response:
         """One model."""
         name = request.path_params["model"]
+        for embedder in self._embeddings.models():
+            if embedder.model_id == name:
+                return _json(_embedder_json(embedder))
         return _json(_model_json(name, self._fleet.resolve(name)))
 
     async def tokenize(self, request: Request) -> Response:
@@ -91,6 +99,20 @@ def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
         "owned_by": "infermesh",
         "root": model.model_id,
         "max_model_len": model.max_model_len,
+        "kind": "generate",
+    }
+
+
+def _embedder_json(embedder: Embedder) -> dict[str, Any]:
+    return {
+        "id": embedder.model_id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "infermesh",
+        "root": embedder.model_id,
+        "max_model_len": embedder.max_tokens,
+        "kind": "embed",
+        "dimensions": embedder.dimensions,
     }
 
 
