@@ -1,0 +1,108 @@
+"""The lexical guard: what two questions of nearly the same embedding still differ in.
+
+An embedding of a sentence hardly sees a number, a negation or who does what to whom: 'Paris to
+London' is 0.997 to 'London to Paris'. Pure; refuses where it is unsure.
+"""
+
+from __future__ import annotations
+
+from services.cache import lexicon
+from services.cache.domain import Reason
+from services.cache.wording import Wording, stem
+
+_ANTONYMS = (
+    frozenset(frozenset(stem(word) for word in pair) for pair in lexicon.ANTONYMS)
+    | lexicon.ANTONYMS
+)
+_GROUP_OF: dict[str, set[int]] = {}
+for _number, _group in enumerate(lexicon.SYNONYMS):
+    for _word in _group.split():
+        _GROUP_OF.setdefault(stem(_word), set()).add(_number)
+_LOOSE = frozenset(stem(word) for word in lexicon.LOOSE)
+
+
+def compare(a: Wording, b: Wording) -> Reason | None:
+    """What keeps the two from sharing an answer; None where nothing is seen."""
+    if a.numbers != b.numbers:
+        return Reason.NUMBERS_DIFFER
+    if a.num_negations != b.num_negations:
+        return Reason.NEGATION_DIFFERS
+    left, right = _unmatched(a, b), _unmatched(b, a)
+    if any(_are_opposite(one, other) for one in left for other in right):
+        return Reason.ANTONYMS
+    if a.names - b.words or b.names - a.words:
+        return Reason.NAMES_DIFFER
+    if _question_differs(a, b):
+        return Reason.QUESTION_DIFFERS
+    if not _are_paired(left, right):
+        return Reason.CONTENT_DIFFERS
+    if _roles_differ(a, b):
+        return Reason.ROLES_DIFFER
+    return None
+
+
+def _unmatched(a: Wording, b: Wording) -> list[str]:
+    there = set(b.content)
+    return [word for word in a.content if word not in there]
+
+
+def _are_opposite(a: str, b: str) -> bool:
+    if frozenset((a, b)) in _ANTONYMS:
+        return True
+    long, short = (a, b) if len(a) > len(b) else (b, a)
+    if long.endswith(short) and long[: -len(short)].rstrip("-") in lexicon.NEGATIVE_PREFIXES:
+        return len(short) > 2
+    return any(
+        {a[-len(plus) :], b[-len(minus) :]} == {plus, minus} and a[:3] == b[:3]
+        for plus, minus in (
+            *lexicon.NEGATIVE_SUFFIX_PAIRS,
+            *(p[::-1] for p in lexicon.NEGATIVE_SUFFIX_PAIRS),
+        )
+    )
+
+
+def _are_synonyms(a: str, b: str) -> bool:
+    return bool(_GROUP_OF.get(a, set()) & _GROUP_OF.get(b, set()))
+
+
+def _are_paired(left: list[str], right: list[str]) -> bool:
+    """Each word of one side has a synonym on the other, or adds nothing."""
+    return all(
+        word in _LOOSE or any(_are_synonyms(word, other) for other in others)
+        for words, others in ((left, right), (right, left))
+        for word in words
+    )
+
+
+def _question_differs(a: Wording, b: Wording) -> bool:
+    if a.tense and b.tense and a.tense != b.tense:
+        return True
+    kinds = {a.question, b.question}
+    return len(kinds) > 1 and kinds != {"", "what"}
+
+
+def _roles_differ(a: Wording, b: Wording) -> bool:
+    """Whether shared words stand in another order, or face another way."""
+    role_a, role_b = _by_word(a), _by_word(b)
+    shared = [word for word in a.content if word in role_b]
+    if len(set(shared)) != len(shared):  # a word twice: only the same order is sure
+        return shared != [word for word in b.content if word in role_a]
+    for word in shared:
+        roles = {role_a[word], role_b[word]}
+        if len(roles) > 1 and roles & lexicon.STRONG_DIRECTIONS:
+            return True
+    place = {word: i for i, word in enumerate(b.content)}
+    return any(
+        place[one] > place[other] and not _may_swap(one, other, role_a, role_b)
+        for i, one in enumerate(shared)
+        for other in shared[i + 1 :]
+    )
+
+
+def _by_word(wording: Wording) -> dict[str, str]:
+    return dict(zip(wording.content, wording.roles, strict=True))
+
+
+def _may_swap(one: str, other: str, role_a: dict[str, str], role_b: dict[str, str]) -> bool:
+    """A phrase with a preposition may move: 'in Python' before or after the rest."""
+    return any(role_a[word] and role_a[word] == role_b[word] for word in (one, other))
