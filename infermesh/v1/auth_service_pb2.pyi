@@ -313,6 +313,7 @@ class LeaseState(_message.Message):
     NEEDED_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
+    LEAST_NEEDED_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """Drawn by the gateway, one per tenant."""
     tenant_id: _builtins.str
@@ -332,6 +333,10 @@ class LeaseState(_message.Message):
     def wanted(self) -> Global___QuotaAmounts:
         """What would be good to have beyond that."""
 
+    @_builtins.property
+    def least_needed(self) -> Global___QuotaAmounts:
+        """The least that one of the waiting requests needs: when to ask again follows from it."""
+
     def __init__(
         self,
         *,
@@ -342,10 +347,11 @@ class LeaseState(_message.Message):
         needed: Global___QuotaAmounts | None = ...,
         wanted: Global___QuotaAmounts | None = ...,
         closing: _builtins.bool = ...,
+        least_needed: Global___QuotaAmounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["needed", b"needed", "returned", b"returned", "spent", b"spent", "wanted", b"wanted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["least_needed", b"least_needed", "needed", b"needed", "returned", b"returned", "spent", b"spent", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "needed", b"needed", "returned", b"returned", "spent", b"spent", "tenant_id", b"tenant_id", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "least_needed", b"least_needed", "needed", b"needed", "returned", b"returned", "spent", b"spent", "tenant_id", b"tenant_id", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

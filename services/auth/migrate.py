@@ -1,0 +1,64 @@
+"""Brings a database to the newest schema, under a lock. Refuses one of a later version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from infermesh.config import ConfigError
+from infermesh.errors import AuthUnavailable
+from services.auth.database import Database
+
+_FOLDER = Path(__file__).parent / "migrations"
+_LOCK_KEY = 0x1F_AE5A  # of PostgreSQL's advisory lock: any number that is only ours
+
+
+def revisions() -> list[str]:
+    """All revisions, oldest first."""
+    scripts = ScriptDirectory.from_config(_config())
+    return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+async def migrate(database: Database, revision: str = "head") -> None:
+    """Upgrades to `revision` in one transaction, which is also the lock.
+
+    Raises:
+        ConfigError: the database can't be reached or written, or its schema is a later version's.
+    """
+    try:
+        async with database.writing() as connection:
+            if not database.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+            await connection.run_sync(_upgrade, revision)
+            if revision == "head":
+                await connection.run_sync(_prove_writable)
+    except AuthUnavailable as error:
+        raise ConfigError(f"auth.database_url: {error.message}") from None
+
+
+def _upgrade(connection: sa.Connection, revision: str) -> None:
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in revisions():
+        raise ConfigError(
+            f"auth.database_url: the database has schema {current}, which a later version of "
+            f"infermesh wrote; this one knows up to {revisions()[-1]}"
+        )
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _prove_writable(connection: sa.Connection) -> None:
+    """A database that can be read only would fail later, request by request."""
+    connection.execute(sa.text("UPDATE counters SET value = value + 1 WHERE name = 'starts'"))
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_FOLDER))
+    return config

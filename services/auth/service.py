@@ -1,0 +1,100 @@
+"""The auth service as a process: database, stores and gRPC servers, in the kit's lifecycle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+
+from infermesh import rpc
+from infermesh.config import AuthConfig, ConfigError
+from infermesh.v1 import (
+    auth_admin_service_pb2,
+    auth_admin_service_pb2_grpc,
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+)
+from services.auth.admin_server import AuthAdminServicer
+from services.auth.changes import ChangeFeed
+from services.auth.database import Database
+from services.auth.keys import Keys
+from services.auth.leases import Leases
+from services.auth.ledger import Ledger
+from services.auth.migrate import migrate
+from services.auth.server import AuthServicer
+from services.auth.tenants import Tenants
+
+_NAME = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name
+_ADMIN_NAME = auth_admin_service_pb2.DESCRIPTOR.services_by_name["AuthAdminService"].full_name
+
+
+class AuthProcess:
+    """Implements `infermesh.lifecycle.Service`.
+
+    Raises:
+        ConfigError: a setting can't be used.
+    """
+
+    name = "auth"
+
+    def __init__(self, config: AuthConfig) -> None:
+        if config.admin_address and not config.admin_address.startswith("unix:"):
+            raise ConfigError(
+                f"auth.admin_address is {config.admin_address}; it must be unix:/path, whose file "
+                "permissions say who may create keys"
+            )
+        self._config = config
+        self._database = Database(config.database_url)
+        self._servers: list[grpc.aio.Server] = []
+        self._health: list[rpc.HealthHandle] = []
+        self._addresses: dict[str, str] = {}
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Migrates the database, then serves.
+
+        Raises:
+            ConfigError: the database can't be used, or is a later version's.
+        """
+        config, clock = self._config, time.time
+        await migrate(self._database)
+        feed = ChangeFeed(self._database, clock)
+        await feed.start()
+        keys = Keys(self._database, clock, feed.notify)
+        tenants = Tenants(self._database, clock, feed.notify)
+        leases = Leases(self._database, config.lease_s, config.max_request_s, clock)
+        ledger = Ledger(self._database)
+        server = rpc.create_server()
+        servicer = AuthServicer(keys, leases, ledger, feed)
+        auth_service_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
+        await self._serve("address", server, config.address, _NAME)
+        if config.admin_address:
+            server = rpc.create_server()
+            admin = AuthAdminServicer(tenants, keys, ledger)
+            auth_admin_service_pb2_grpc.add_AuthAdminServiceServicer_to_server(admin, server)
+            await self._serve("admin_address", server, config.admin_address, _ADMIN_NAME)
+        tasks.create_task(feed.run())
+
+    async def drain(self, grace_s: float) -> None:
+        """Calls under way finish; streams of gateways never end by themselves."""
+        del grace_s
+        for health in self._health:
+            await health.set_serving(False)
+
+    async def stop(self) -> None:
+        """Closes sockets and the database."""
+        for server in self._servers:
+            await server.stop(grace=0.5)
+        await self._database.close()
+
+    def announce(self) -> dict[str, str]:
+        """Where it serves."""
+        return self._addresses
+
+    async def _serve(self, setting: str, server: grpc.aio.Server, address: str, name: str) -> None:
+        self._servers.append(server)
+        health = rpc.add_standard_services(server, [name])
+        self._health.append(health)
+        self._addresses[setting] = rpc.bind(server, address)
+        await server.start()
+        await health.set_serving(True)

@@ -1,0 +1,83 @@
+"""What the auth service speaks of: tenants, keys, usage. Values only.
+
+Times are seconds of the Unix epoch, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+from infermesh.quota import Limits
+
+TenantId = NewType("TenantId", str)
+KeyId = NewType("KeyId", str)
+LeaseId = NewType("LeaseId", str)
+
+SCOPES = ("inference", "embeddings", "models")
+REUSE_POLICIES = ("", "greedy", "unset", "all", "never")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a tenant's requests are scheduled and its answers reused."""
+
+    weight: float = 1.0
+    semantic_cache: bool = False
+    reuse_policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One customer."""
+
+    id: TenantId
+    name: str
+    limits: Limits
+    policy: Policy
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its secret."""
+
+    id: KeyId
+    tenant_id: TenantId
+    name: str
+    scopes: tuple[str, ...]
+    models: tuple[str, ...]
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    replaced_by: KeyId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What one request cost; `record_id` was drawn by the gateway and is unique."""
+
+    record_id: str
+    request_id: str
+    tenant_id: TenantId
+    key_id: KeyId
+    model: str
+    endpoint: str
+    status: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    finished_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """The ledger's sum for one tenant, key and model."""
+
+    tenant_id: TenantId
+    key_id: KeyId
+    model: str
+    num_requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
