@@ -84,11 +84,13 @@ class Pipeline:
             policy = self._cache_policy(principal)
             question = await self._cache.question(request, jobs, model, call, policy, record)
             wake = asyncio.Event()
-            found = await self._cache.exact(question, record, wake)
+            pending = await self._cache.ask(question, record)
+            found = self._cache.found(question, pending, record, wake)
             prompts = self._prompts(jobs, found, model, request.options, record, wake)
             reply = self._reply(prompts, model, call, record, wake, question)
-            if (found := await self._cache.semantic(question, reply, wake, call.whole)) is not None:
-                reply.replace([PromptReply(found, model, request.options, 0)])
+            late = await self._cache.found_late(question, pending, reply, wake, call.whole)
+            if late is not None:
+                reply.replace([PromptReply(late, model, request.options, 0)])
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
             self._settle(record, exc)

@@ -46,14 +46,12 @@ class GatewayConfig:
     )
     cache: str = setting("", "the semantic cache's address; empty: none")
     cache_semantic: bool = setting(True, "also reuse answers of questions that mean the same")
-    cache_timeout_ms: float = setting(
-        50.0, "a lookup of the same request takes this long, or is a miss", low=0.1
+    cache_head_start_ms: float = setting(
+        25.0, "scheduling waits this long for the cache, which mostly answers in 1", low=0.0
     )
-    cache_semantic_timeout_ms: float = setting(
-        250.0, "a lookup by meaning, beside the scheduling, takes this long, or is a miss", low=0.1
-    )
+    cache_timeout_ms: float = setting(250.0, "a later lookup is a miss", low=0.1)
     cache_hold_ms: float = setting(
-        2.0, "a stream's first token waits this long for a lookup by meaning", low=0.0
+        2.0, "a stream's first token waits this long for a lookup under way", low=0.0
     )
     default_max_tokens: int = setting(0, "chat output where the client sets none; 0: the context")
     keepalive_s: float = setting(10.0, "silence after which a stream gets a comment", low=0.01)

@@ -34,7 +34,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
     Attributes:
         all_mean_the_same: a stored answer fits every text with an equal compatibility fingerprint.
         hangs: no lookup is answered.
-        holds_semantic: lookups in the semantic tier wait for `release`.
+        holds_semantic: what the exact tier has no answer to waits for `release`.
         queries, entries, cancelled, embedded: what the gateway sent, in order.
         embed_error: what Embed fails with.
     """
@@ -167,10 +167,11 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
             else:
                 query = request.query
                 self.queries.append(query)
-                if self.holds_semantic and query.traits.semantic_enabled:
+                answer = self._answer(query)
+                if self.holds_semantic and answer.outcome != pb.LOOKUP_OUTCOME_HIT_EXACT:
                     self._held.append((query, answers))
                 elif not self.hangs:
-                    answers.put_nowait(self._answer(query))
+                    answers.put_nowait(answer)
             await self._notify()
 
     def _answer(self, query: pb.Query) -> pb.LookupResponse:

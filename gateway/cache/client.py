@@ -100,15 +100,13 @@ class CacheClient:
         """Lookups are answered, as far as is known."""
         return self._lookups is not None and self._clock() >= self._suspended_until
 
-    def lookup(
-        self, question: Question, *, semantic: bool, timeout_s: float
-    ) -> "asyncio.Future[Verdict]":
+    def lookup(self, question: Question, timeout_s: float) -> "asyncio.Future[Verdict]":
         """Asks; the verdict is there within `timeout_s`, whatever happens."""
         if self._lookups is None or not self.usable:
             nothing: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
             nothing.set_result(UNAVAILABLE)
             return nothing
-        return self._lookups.ask(query_to_pb(question, semantic, timeout_s), timeout_s)
+        return self._lookups.ask(query_to_pb(question, timeout_s), timeout_s)
 
     def keep(self, question: Question, answer: StoredAnswer) -> None:
         """Gives the cache a fresh answer, when it gets to it."""

@@ -19,8 +19,6 @@ MAX_OPEN = 1024
 UNAVAILABLE = miss("unavailable")
 TIMEOUT = miss("timeout")
 OVERLOADED = miss("overloaded")
-# The verdicts that are not the cache's own.
-UNANSWERED = (UNAVAILABLE, TIMEOUT, OVERLOADED)
 
 
 class Lookups:

@@ -1,8 +1,8 @@
 """The cache as a stage of the pipeline: what may be asked, how long a request waits, what is kept.
 
-The exact tier is asked before anything is scheduled, so that its hits compute nothing. The semantic
-tier takes as long as the first tokens of a small model, so it is asked while the scheduler begins;
-its hit ends that generation.
+The cache has a head start, in which it says most of what it has to say: the same request was
+answered, or nothing like it was. Then the scheduling begins beside it; a hit that comes before
+anything could be shown ends that generation.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from gateway.cache.client import CacheClient
 from gateway.cache.directives import parse_cache_control
 from gateway.cache.fingerprint import Fingerprints, Subject, fingerprints
 from gateway.cache.keepable import answer_to_keep
-from gateway.cache.lookups import UNANSWERED, UNAVAILABLE
+from gateway.cache.lookups import UNAVAILABLE
 from gateway.cache.replay import Replay
 from gateway.cache.translate import Question
-from gateway.cache.verdict import bypass, miss
+from gateway.cache.verdict import Verdict, bypass, miss
 from gateway.records import RequestRecord
 from gateway.reply import Reply
 from gateway.request import Call, Conversation, GenerationRequest, Job
@@ -29,6 +29,7 @@ from infermesh.errors import InvalidRequest, ProtocolViolation
 
 # Longer prompts are fingerprinted off the event loop.
 _INLINE_TOKENS = 1024
+Pending = asyncio.Future[Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class CacheStage:
         clock: Callable[[], float],
     ) -> None:
         self._client = client
-        self._exact_timeout_s = config.cache_timeout_ms / 1e3
-        self._semantic_timeout_s = config.cache_semantic_timeout_ms / 1e3
+        self._timeout_s = config.cache_timeout_ms / 1e3
+        self._head_start_s = config.cache_head_start_ms / 1e3
         self._hold_s = config.cache_hold_ms / 1e3
         self._threads = threads
         self._clock = clock
@@ -101,51 +102,75 @@ class CacheStage:
             )
         return None
 
-    async def exact(
-        self, question: Question | None, record: RequestRecord, wake: asyncio.Event
-    ) -> Replay | None:
-        """The answer to this very request, before anything is scheduled."""
-        if question is None or record.cache is not None or self._client is None:
+    async def ask(self, question: Question | None, record: RequestRecord) -> Pending | None:
+        """Asks, and gives the cache its head start; None where there is nothing to ask."""
+        if self._client is None or question is None or record.cache is not None:
             return None
-        record.cache = await self._client.lookup(
-            question, semantic=not question.may_match_meaning, timeout_s=self._exact_timeout_s
-        )
+        pending = self._client.lookup(question, self._timeout_s)
+        try:
+            await asyncio.wait({pending}, timeout=self._head_start_s)
+        except asyncio.CancelledError:
+            pending.cancel()
+            raise
         record.looked_up_at = self._clock()
-        return self._replay(question, record, wake)
+        return pending
 
-    async def semantic(
-        self, question: Question | None, reply: Reply, wake: asyncio.Event, whole: bool
+    def found(
+        self,
+        question: Question | None,
+        pending: Pending | None,
+        record: RequestRecord,
+        wake: asyncio.Event,
     ) -> Replay | None:
-        """The answer to a similar request, while this one is being scheduled.
+        """The stored answer, where the verdict is there and is a hit."""
+        if question is None or pending is None or not pending.done():
+            return None
+        record.cache = pending.result()
+        if record.cache.answer is None:
+            return None
+        try:
+            return Replay(record.cache.answer, question.job, wake, self._clock)
+        except ProtocolViolation:  # other choices or logprobs than were asked for
+            record.cache = miss("malformed")
+            return None
 
-        Waits only while nothing is there that could be shown, and `hold` longer at most.
+    async def found_late(
+        self,
+        question: Question | None,
+        pending: Pending | None,
+        reply: Reply,
+        wake: asyncio.Event,
+        whole: bool,
+    ) -> Replay | None:
+        """The stored answer that came while the request was being scheduled.
+
+        Waits only while nothing is there that could be shown, and a little longer for a stream.
 
         Args:
             whole: nothing can be shown before the end.
         """
         record = reply.record
-        if self._client is None or question is None or record.cache is None:
+        if pending is None or record.cache is not None:
             return None
-        answered = record.looked_up_at is not None and record.cache not in UNANSWERED
-        if not answered or record.cache.is_hit or not question.may_match_meaning:
-            return None
-        if record.shared:  # somebody else's request has asked already
-            record.cache = miss("in_flight")
-            return None
-        pending = self._client.lookup(question, semantic=True, timeout_s=self._semantic_timeout_s)
-        pending.add_done_callback(lambda _: wake.set())
         try:
+            if record.shared:  # what is being answered needs no stored answer
+                record.cache = miss("in_flight")
+                return None
+            pending.add_done_callback(lambda _: wake.set())
             await reply.until(lambda: pending.done() or reply.has_news(whole))
             if not pending.done() and not reply.ended:
                 began = self._clock()
                 await asyncio.wait({pending}, timeout=self._hold_s)
                 record.held_s = self._clock() - began
-            record.cache = pending.result() if pending.done() else miss("late")
+            if not pending.done():
+                record.cache = miss("late")
+                return None
         finally:
             pending.cancel()
-        replay = self._replay(question, record, wake)
+        replay = self.found(question, pending, record, wake)
         if replay is not None:
-            record.looked_up_at, record.held_s = self._clock(), 0.0
+            # what was scheduled meanwhile is nobody's time
+            record.looked_up_at, record.held_s, record.admitted_at = self._clock(), 0.0, None
         return replay
 
     def settle(self, question: Question | None, reply: Reply, ended_well: bool) -> None:
@@ -177,18 +202,6 @@ class CacheStage:
             return fingerprints(subject, render)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, fingerprints, subject, render)
-
-    def _replay(
-        self, question: Question, record: RequestRecord, wake: asyncio.Event
-    ) -> Replay | None:
-        assert record.cache is not None
-        if record.cache.answer is None:
-            return None
-        try:
-            return Replay(record.cache.answer, question.job, wake, self._clock)
-        except ProtocolViolation:  # other choices or logprobs than were asked for
-            record.cache = miss("malformed")
-            return None
 
 
 def count(record: RequestRecord) -> None:

@@ -40,19 +40,9 @@ class Question:
     max_age_s: int | None = None
     replace: bool = False
 
-    @property
-    def may_match_meaning(self) -> bool:
-        """The cache would look at its text; other gates are its own."""
-        plain = self.job.num_choices == 1 and self.job.sampling.top_logprobs is None
-        return self.semantic and bool(self.keys.text) and plain
 
-
-def query_to_pb(question: Question, semantic: bool, timeout_s: float) -> pb.Query:
-    """A lookup; its `lookup_id` is the stream's to set.
-
-    Args:
-        semantic: False leaves the semantic tier out, whatever the question allows.
-    """
+def query_to_pb(question: Question, timeout_s: float) -> pb.Query:
+    """A lookup; its `lookup_id` is the stream's to set."""
     job = question.job
     query = pb.Query(
         request_id=job.request_id,
@@ -62,8 +52,8 @@ def query_to_pb(question: Question, semantic: bool, timeout_s: float) -> pb.Quer
         sharing_domain=job.sharing_domain,
         model_id=job.model_id,
         model_fingerprint=job.fingerprint,
-        text=question.keys.text if semantic else "",
-        traits=_traits(question, semantic),
+        text=question.keys.text,
+        traits=_traits(question),
         traceparent=job.traceparent,
     )
     # the cache gives up before the gateway stops listening, and says why
@@ -84,7 +74,7 @@ def entry_to_pb(question: Question, answer: StoredAnswer) -> pb.StoreRequest:
         model_id=job.model_id,
         model_fingerprint=job.fingerprint,
         text=question.keys.text,
-        traits=_traits(question, True),
+        traits=_traits(question),
         answer=_answer_to_pb(answer),
         replace=question.replace,
     )
@@ -120,10 +110,10 @@ def reason_name(reason: "pb.LookupReason.ValueType") -> str:
     return pb.LookupReason.Name(reason).removeprefix("LOOKUP_REASON_").lower()
 
 
-def _traits(question: Question, semantic: bool) -> pb.RequestTraits:
+def _traits(question: Question) -> pb.RequestTraits:
     # tools and media have no trait to set: the edges refuse them
     return pb.RequestTraits(
-        semantic_enabled=semantic and question.semantic,
+        semantic_enabled=question.semantic,
         n=question.job.num_choices,
         wants_logprobs=question.job.sampling.top_logprobs is not None,
     )

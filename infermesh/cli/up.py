@@ -42,6 +42,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
+    cache: Annotated[bool, typer.Option(help="Run the semantic cache.")] = True,
     config: Annotated[str | None, typer.Option(help="Instead of ./infermesh.toml.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -52,7 +53,7 @@ def up(
     ] = None,
     ask: Annotated[str | None, typer.Option(help="Ask this once it serves.")] = None,
 ) -> None:
-    """Run gateway, scheduler and shard as supervised processes, and serve until Ctrl-C."""
+    """Run gateway, cache, scheduler and shard as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
         raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
     resolved, default_name = find_model(model)
@@ -72,7 +73,8 @@ def up(
     argv += [f"--{item}" for item in settings or []]
     effective = load([*(["--config", config] if config else []), *argv])
     with _folders() as (run_dir, log_dir):
-        plan = plan_mesh(effective, replicas, run_dir, log_dir)
+        state_dir = log_dir.parents[1] if cache else None
+        plan = plan_mesh(effective, replicas, run_dir, log_dir, state_dir)
         _refuse_busy_ports(effective)
         supervisor = Supervisor(plan, ready_file, effective.gateway.drain_grace_s)
         raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))

@@ -6,7 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from infermesh.config import ConfigError, GatewayConfig, SchedulerConfig, Settings, ShardConfig
+from infermesh.config import (
+    CacheConfig,
+    ConfigError,
+    GatewayConfig,
+    SchedulerConfig,
+    Settings,
+    ShardConfig,
+)
 from infermesh.config_fields import sections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,10 +35,15 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Processes of one kind, which stop together."""
+    """Processes of one kind, which stop together.
+
+    Attributes:
+        late: the mesh can answer without them: they start once it does, and nobody waits for them.
+    """
 
     name: str
     processes: tuple[ProcessSpec, ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,14 @@ def find_model(model: str) -> tuple[str, str]:
     raise ConfigError(f"there is no model at {model}: give a directory or ORG/NAME")
 
 
-def plan_mesh(settings: Settings, replicas: int, run_dir: Path, log_dir: Path) -> MeshPlan:
-    """The processes of one gateway over `replicas` schedulers with one shard each."""
+def plan_mesh(
+    settings: Settings, replicas: int, run_dir: Path, log_dir: Path, state_dir: Path | None = None
+) -> MeshPlan:
+    """The processes of one gateway over `replicas` schedulers with one shard each.
+
+    Args:
+        state_dir: where the semantic cache keeps its answers; None: no cache.
+    """
     threads = settings.shard.num_threads or max(1, len(os.sched_getaffinity(0)) // replicas)
     shards, schedulers, addresses = [], [], []
     for index in range(replicas):
@@ -79,14 +97,22 @@ def plan_mesh(settings: Settings, replicas: int, run_dir: Path, log_dir: Path) -
         shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
         schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
         addresses.append(scheduler_address)
-    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
+    cache_address = f"unix:{run_dir}/cache.sock" if state_dir else ""
+    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses), cache=cache_address)
     # the gateway's admin port serves its metrics
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
     edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
+    caches = []
+    if state_dir is not None:
+        folder = settings.cache.data_dir or str(state_dir / "cache")
+        cache = dataclasses.replace(settings.cache, address=cache_address, data_dir=folder)
+        one = dataclasses.replace(settings, cache=cache)
+        caches.append(_spec("cache", "services.cache", one, run_dir, log_dir))
     groups = (
         Group("shards", tuple(shards)),
         Group("schedulers", tuple(schedulers)),
+        Group("cache", tuple(caches), late=True),
         Group("gateway", (edge_process,)),
     )
     return MeshPlan(groups, edge_process, tuple(addresses))
@@ -94,6 +120,7 @@ def plan_mesh(settings: Settings, replicas: int, run_dir: Path, log_dir: Path) -
 
 _SECTION_OF: dict[str, type] = {
     "gateway": GatewayConfig,
+    "services.cache": CacheConfig,
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,
 }

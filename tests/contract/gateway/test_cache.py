@@ -30,10 +30,17 @@ async def cached(tmp_path: Path) -> AsyncIterator[Edge]:
 def running(tmp_path: Path, **settings: Any) -> Any:
     cache = FakeCache(f"unix:{tmp_path}/cache.sock")
     # a machine that is busy must not turn a hit into a miss
-    patient = {"cache_timeout_ms": 5e3, "cache_semantic_timeout_ms": 5e3, "cache_hold_ms": 5e3}
+    patient = {"cache_timeout_ms": 5e3, "cache_head_start_ms": 5e3, "cache_hold_ms": 5e3}
     return running_gateway(
         tmp_path, make_replicas(tmp_path), cache=cache, **{**patient, **settings}
     )
+
+
+@pytest.fixture
+async def eager(tmp_path: Path) -> AsyncIterator[Edge]:
+    """Schedules at once, and then holds a stream's first token for as long as it takes."""
+    async with running(tmp_path, cache_head_start_ms=0.0) as edge:
+        yield edge
 
 
 def ask(text: str = "Hello", **more: Any) -> dict[str, Any]:
@@ -160,54 +167,58 @@ async def test_streamed_and_whole_answers_share_an_entry(cached: Edge) -> None:
     assert hit.json()["choices"][0]["message"]["content"] == text_of(live)
 
 
-async def test_similar_question_is_a_hit_that_ends_the_generation(cached: Edge) -> None:
+async def test_similar_question_is_a_hit_in_the_head_start(cached: Edge) -> None:
     assert cached.cache is not None
     live = await stored(cached, ask("Hello there"))
     cached.cache.all_mean_the_same = True
-    cached.cache.holds_semantic = True
-    cached.replica.gated = True
-    asking = asyncio.create_task(post(cached, ask("Hi there"), **{"x-request-id": "similar"}))
-    await cached.replica.wait(lambda: cached.replica.num_streams == 1)
-    await cached.cache.wait(lambda: len(cached.cache.queries) == 4)  # type: ignore[union-attr]
-    cached.cache.release()
-    hit = await asking
+    hit = await post(cached, ask("Hi there"), **{"x-request-id": "similar"})
     assert said(hit) == ("hit", "same_meaning")
     assert float(hit.headers["infermesh-cache-similarity"]) == SIMILARITY
     assert hit.json()["choices"] == live.json()["choices"]
-    await cached.replica.wait(lambda: cached.replica.cancelled == ["similar"])
     assert hit.json()["usage"]["prompt_tokens"] < live.json()["usage"]["prompt_tokens"]
+    assert len(cached.replica.submits) == 1
     record = (await cached.http.get(f"{cached.admin_url}/debug/requests/similar")).json()
     assert record["cache"]["tier"] == "semantic"
 
 
-async def test_whole_answer_is_not_held_back_by_a_slow_lookup(cached: Edge) -> None:
-    assert cached.cache is not None
-    cached.cache.holds_semantic = True
-    answer = await post(cached, ask())
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_hit_after_the_head_start_ends_the_generation(eager: Edge, stream: bool) -> None:
+    cache = eager.cache
+    assert cache is not None
+    live = await stored(eager, ask("Hello there"))
+    cache.all_mean_the_same = cache.holds_semantic = True
+    eager.replica.gated = True
+    asking = asyncio.create_task(
+        post(eager, ask("Hi there", stream=stream), **{"x-request-id": "similar"})
+    )
+    await eager.replica.wait(lambda: eager.replica.num_streams == 1)
+    await eager.replica.step(2)
+    await cache.wait(lambda: len(cache.queries) == 2)
+    cache.release()
+    hit = await asking
+    assert said(hit) == ("hit", "same_meaning")
+    text = text_of(hit) if stream else hit.json()["choices"][0]["message"]["content"]
+    assert text == live.json()["choices"][0]["message"]["content"]
+    await eager.replica.wait(lambda: eager.replica.cancelled == ["similar"])
+    record = (await eager.http.get(f"{eager.admin_url}/debug/requests/similar")).json()
+    assert all(ms >= 0 for ms in record["waterfall_ms"].values())
+
+
+async def test_whole_answer_is_not_held_back_by_a_slow_lookup(eager: Edge) -> None:
+    cache = eager.cache
+    assert cache is not None
+    cache.holds_semantic = True
+    answer = await post(eager, ask())
     assert said(answer) == ("miss", "late")
-    await cached.cache.wait(lambda: len(cached.cache.cancelled) == 1)  # type: ignore[union-attr]
+    await cache.wait(lambda: len(cache.cancelled) == 1)
 
 
 async def test_stream_is_held_back_no_longer_than_configured(tmp_path: Path) -> None:
-    async with running(tmp_path, cache_hold_ms=1.0) as edge:
+    async with running(tmp_path, cache_head_start_ms=0.0, cache_hold_ms=1.0) as edge:
         edge.cache.holds_semantic = True
         answer = await post(edge, ask(stream=True))
         assert said(answer) == ("miss", "late")
         assert text_of(answer)
-
-
-async def test_stream_takes_the_verdict_that_comes_while_its_token_is_held(cached: Edge) -> None:
-    assert cached.cache is not None
-    await stored(cached, ask("Hello there"))
-    cached.cache.all_mean_the_same = cached.cache.holds_semantic = True
-    cached.replica.gated = True
-    asking = asyncio.create_task(post(cached, ask("Hi there", stream=True)))
-    await cached.replica.wait(lambda: cached.replica.num_streams == 1)
-    await cached.replica.step(2)
-    await cached.cache.wait(lambda: len(cached.cache.queries) == 4)  # type: ignore[union-attr]
-    cached.cache.release()
-    assert said(await asking) == ("hit", "same_meaning")
-    await cached.replica.wait(lambda: cached.replica.num_streams == 0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,7 @@ async def test_no_cache_computes_and_replaces_what_was_kept(cached: Edge) -> Non
     assert said(answer) == ("bypass", "no_cache")
     assert answer.json()["choices"][0]["message"]["content"] == "fresh"
     assert [entry.replace for entry in cached.cache.entries] == [False, True]
-    assert len(cached.cache.queries) == 2  # of the first request
+    assert len(cached.cache.queries) == 1  # of the first request
 
 
 @pytest.mark.parametrize(
@@ -317,19 +328,22 @@ async def test_answer_that_a_stop_string_ended_is_kept_up_to_there(cached: Edge)
     assert entry.answer.compute_seconds > 0
 
 
-async def test_requests_that_share_a_generation_ask_and_keep_once(cached: Edge) -> None:
-    assert cached.cache is not None
-    cached.replica.gated = True
-    first = asyncio.create_task(post(cached, ask()))
-    await cached.replica.wait(lambda: cached.replica.num_streams == 1)
-    second = asyncio.create_task(post(cached, ask()))
-    await cached.cache.wait(lambda: len(cached.cache.queries) == 3)  # type: ignore[union-attr]
-    cached.replica.gated = False
-    cached.replica._wake.set()
+async def test_requests_that_share_a_generation_keep_once(eager: Edge) -> None:
+    cache = eager.cache
+    assert cache is not None
+    eager.replica.gated = cache.holds_semantic = True
+    first = asyncio.create_task(post(eager, ask()))
+    await eager.replica.wait(lambda: eager.replica.num_streams == 1)
+    second = asyncio.create_task(post(eager, ask()))
+    await cache.wait(lambda: len(cache.cancelled) == 1)
+    cache.holds_semantic = False
+    cache.release()
+    eager.replica.gated = False
+    eager.replica._wake.set()
     answers = await asyncio.gather(first, second)
     assert [said(answer)[1] for answer in answers] == ["no_candidate", "in_flight"]
-    await stored(cached, ask("Other"))
-    assert [entry.text for entry in cached.cache.entries] == ["Hello", "Other"]
+    await stored(eager, ask("Other"))
+    assert [entry.text for entry in cache.entries] == ["Hello", "Other"]
 
 
 async def test_cache_that_hangs_is_a_miss_and_soon_left_alone(tmp_path: Path) -> None:
@@ -358,7 +372,7 @@ async def test_lookup_in_flight_is_a_miss_when_the_cache_dies(cached: Edge) -> N
     assert cached.cache is not None
     cached.cache.hangs = True
     asking = asyncio.create_task(post(cached, ask()))
-    await cached.cache.wait(lambda: len(cached.cache.queries) == 1)  # type: ignore[union-attr]
+    await cached.cache.wait(lambda: len(cached.cache.queries) == 1)
     cached.cache.break_lookups(Internal("gone"))
     assert said(await asking) == ("miss", "unavailable")
 
@@ -389,9 +403,9 @@ async def test_client_leaving_during_a_lookup_gives_it_up(cached: Edge) -> None:
     assert cached.cache is not None
     cached.cache.hangs = True
     asking = asyncio.create_task(cached.http.post(CHAT, json=ask()))
-    await cached.cache.wait(lambda: len(cached.cache.queries) == 1)  # type: ignore[union-attr]
+    await cached.cache.wait(lambda: len(cached.cache.queries) == 1)
     asking.cancel()
-    await cached.cache.wait(lambda: len(cached.cache.cancelled) == 1)  # type: ignore[union-attr]
+    await cached.cache.wait(lambda: len(cached.cache.cancelled) == 1)
     await cached.service.pipeline.admission.idle()
 
 
