@@ -57,7 +57,9 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(config: CacheConfig, **options: Any) -> AsyncIterator[tuple[CacheService, Client]]:
+async def serving(
+    config: CacheConfig, **options: Any
+) -> AsyncIterator[tuple[CacheService, Client]]:
     """A started service and a client; stopped at the end."""
     service = CacheService(config, **options)
     try:
