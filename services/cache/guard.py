@@ -1,24 +1,26 @@
 """The lexical guard: what two questions of nearly the same embedding still differ in.
 
-An embedding of a sentence hardly sees a number, a negation or who does what to whom: 'Paris to
-London' is 0.997 to 'London to Paris'. Pure; refuses where it is unsure.
+An embedding of a sentence hardly sees a number, a negation or who does what to whom: "Paris to
+London" is 0.997 to "London to Paris". Pure; refuses where it is unsure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from services.cache import lexicon
 from services.cache.domain import Reason
-from services.cache.wording import Wording, stem
+from services.cache.stems import stem
+from services.cache.wording import Wording
 
-_ANTONYMS = (
-    frozenset(frozenset(stem(word) for word in pair) for pair in lexicon.ANTONYMS)
-    | lexicon.ANTONYMS
-)
-_GROUP_OF: dict[str, set[int]] = {}
+_ANTONYMS = lexicon.ANTONYMS | {frozenset(stem(word) for word in pair) for pair in lexicon.ANTONYMS}
+_GROUPS: dict[str, set[int]] = {}
 for _number, _group in enumerate(lexicon.SYNONYMS):
-    for _word in _group.split():
-        _GROUP_OF.setdefault(stem(_word), set()).add(_number)
+    for _word in _group:
+        _GROUPS.setdefault(stem(_word), set()).add(_number)
 _LOOSE = frozenset(stem(word) for word in lexicon.LOOSE)
+
+Roles = dict[str, str]
 
 
 def compare(a: Wording, b: Wording) -> Reason | None:
@@ -27,14 +29,13 @@ def compare(a: Wording, b: Wording) -> Reason | None:
         return Reason.NUMBERS_DIFFER
     if a.num_negations != b.num_negations:
         return Reason.NEGATION_DIFFERS
-    left, right = _unmatched(a, b), _unmatched(b, a)
-    if any(_are_opposite(one, other) for one in left for other in right):
+    if _have_antonyms(a.words - b.words, b.words - a.words):
         return Reason.ANTONYMS
     if a.names - b.words or b.names - a.words:
         return Reason.NAMES_DIFFER
     if _question_differs(a, b):
         return Reason.QUESTION_DIFFERS
-    if not _are_paired(left, right):
+    if not _are_paired(_unmatched(a, b), _unmatched(b, a)):
         return Reason.CONTENT_DIFFERS
     if _roles_differ(a, b):
         return Reason.ROLES_DIFFER
@@ -46,23 +47,21 @@ def _unmatched(a: Wording, b: Wording) -> list[str]:
     return [word for word in a.content if word not in there]
 
 
+def _have_antonyms(left: Iterable[str], right: frozenset[str]) -> bool:
+    return any(_are_opposite(one, other) for one in left for other in right)
+
+
 def _are_opposite(a: str, b: str) -> bool:
     if frozenset((a, b)) in _ANTONYMS:
         return True
     long, short = (a, b) if len(a) > len(b) else (b, a)
-    if long.endswith(short) and long[: -len(short)].rstrip("-") in lexicon.NEGATIVE_PREFIXES:
-        return len(short) > 2
-    return any(
-        {a[-len(plus) :], b[-len(minus) :]} == {plus, minus} and a[:3] == b[:3]
-        for plus, minus in (
-            *lexicon.NEGATIVE_SUFFIX_PAIRS,
-            *(p[::-1] for p in lexicon.NEGATIVE_SUFFIX_PAIRS),
-        )
-    )
+    if len(short) > 2 and long.endswith(short):
+        return long[: -len(short)].rstrip("-") in lexicon.NEGATIVE_PREFIXES
+    return long[:-4] == short[:-3] and {long[-4:], short[-3:]} == {"less", "ful"}
 
 
 def _are_synonyms(a: str, b: str) -> bool:
-    return bool(_GROUP_OF.get(a, set()) & _GROUP_OF.get(b, set()))
+    return bool(_GROUPS.get(a, set()) & _GROUPS.get(b, set()))
 
 
 def _are_paired(left: list[str], right: list[str]) -> bool:
@@ -83,26 +82,38 @@ def _question_differs(a: Wording, b: Wording) -> bool:
 
 def _roles_differ(a: Wording, b: Wording) -> bool:
     """Whether shared words stand in another order, or face another way."""
-    role_a, role_b = _by_word(a), _by_word(b)
-    shared = [word for word in a.content if word in role_b]
+    roles_a, roles_b = _by_word(a), _by_word(b)
+    shared = [word for word in a.content if word in roles_b]
     if len(set(shared)) != len(shared):  # a word twice: only the same order is sure
-        return shared != [word for word in b.content if word in role_a]
+        return shared != [word for word in b.content if word in roles_a]
     for word in shared:
-        roles = {role_a[word], role_b[word]}
+        roles = {roles_a[word], roles_b[word]}
         if len(roles) > 1 and roles & lexicon.STRONG_DIRECTIONS:
             return True
     place = {word: i for i, word in enumerate(b.content)}
     return any(
-        place[one] > place[other] and not _may_swap(one, other, role_a, role_b)
+        place[one] > place[other]
+        and not _may_swap(one, other, roles_a, roles_b)
+        and not _is_compound(one, other, a, b)
         for i, one in enumerate(shared)
         for other in shared[i + 1 :]
     )
 
 
-def _by_word(wording: Wording) -> dict[str, str]:
+def _by_word(wording: Wording) -> Roles:
     return dict(zip(wording.content, wording.roles, strict=True))
 
 
-def _may_swap(one: str, other: str, role_a: dict[str, str], role_b: dict[str, str]) -> bool:
-    """A phrase with a preposition may move: 'in Python' before or after the rest."""
-    return any(role_a[word] and role_a[word] == role_b[word] for word in (one, other))
+def _may_swap(one: str, other: str, roles_a: Roles, roles_b: Roles) -> bool:
+    """A phrase with a preposition may move: "in Python" before or after the rest."""
+    return any(roles_a[word] and roles_a[word] == roles_b[word] for word in (one, other))
+
+
+def _is_compound(first: str, second: str, a: Wording, b: Wording) -> bool:
+    """ "a list in Python" is "a Python list": `first` stands before `second` in `a`."""
+    for long, short, head, part in ((a, b, first, second), (b, a, second, first)):
+        is_phrase = _by_word(long)[part] in lexicon.NEUTRAL_DIRECTIONS
+        at = short.content.index(part)
+        if is_phrase and short.content[at + 1 : at + 2] == (head,) and not short.roles[at + 1]:
+            return True
+    return False

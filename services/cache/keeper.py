@@ -11,7 +11,7 @@ from collections.abc import Callable
 from infermesh.config import CacheConfig
 from infermesh.errors import Internal, MeshError, NotFound
 from infermesh.telemetry import logs, metrics
-from services.cache import wording
+from services.cache import courtesy
 from services.cache.batching import Lane
 from services.cache.domain import Draft, Entry, EntryId, StoreOutcome
 from services.cache.embedding import Job, State
@@ -174,7 +174,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         jobs = [
             Job(
-                wording.core(entry.text),
+                courtesy.core(entry.text),
                 loop.create_future(),
                 partition=entry.keys.partition,
                 entry_id=entry.id,

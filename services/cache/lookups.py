@@ -14,7 +14,7 @@ from functools import lru_cache
 from infermesh.config import CacheConfig
 from infermesh.errors import MeshError
 from infermesh.telemetry import logs, metrics
-from services.cache import wording
+from services.cache import courtesy, wording
 from services.cache.batching import Lane
 from services.cache.domain import Decision, Found, Outcome, Query, Reason, miss
 from services.cache.embedding import Embedded, Job, State
@@ -98,7 +98,7 @@ class Lookups:
     async def _by_meaning(self, query: Query) -> Found:
         assert self._thread is not None
         job = Job(
-            wording.core(query.text),
+            courtesy.core(query.text),
             asyncio.get_running_loop().create_future(),
             partition=query.keys.partition,
         )
