@@ -2,8 +2,8 @@
 on and no hits, beside the same mesh without it.
 
 Two meshes with the demo model, one request at a time, the meshes taking turns with the same
-question. Every question is new, and like many that the cache holds, so that each lookup goes the
-whole way: fingerprints, exact tier, embedding, search.
+question. Every question is new, and like many that the cache holds. `--set cache.words_first=false`
+makes each lookup go the whole way, through embedding and search.
 """
 
 import argparse

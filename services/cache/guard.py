@@ -18,6 +18,7 @@ _GROUPS: dict[str, set[int]] = {}
 for _number, _group in enumerate(lexicon.SYNONYMS):
     for _word in _group:
         _GROUPS.setdefault(stem(_word), set()).add(_number)
+_MEMBERS = [frozenset(stem(word) for word in group) for group in lexicon.SYNONYMS]
 _LOOSE = frozenset(stem(word) for word in lexicon.LOOSE)
 
 Roles = dict[str, str]
@@ -40,6 +41,15 @@ def compare(a: Wording, b: Wording) -> Reason | None:
     if _roles_differ(a, b):
         return Reason.ROLES_DIFFER
     return None
+
+
+def anchors(wording: Wording) -> list[frozenset[str]]:
+    """Per word that adds something: the words, one of which whatever passes the guard must have."""
+    return [
+        frozenset((word, *(other for group in _GROUPS.get(word, ()) for other in _MEMBERS[group])))
+        for word in wording.content
+        if word not in _LOOSE
+    ]
 
 
 def _unmatched(a: Wording, b: Wording) -> list[str]:

@@ -20,6 +20,7 @@ from services.cache.gates import is_volatile, semantic_gate
 from services.cache.holdings import Holdings
 
 _INDEX_BATCH = 16
+_WORDS_BATCH = 4
 _HOUSEKEEPING_S = 5.0
 _RETRY_DISK_S = 30.0
 
@@ -44,6 +45,8 @@ class Keeper:
         self._thread = thread
         self._now_s = now_s
         self._has_work = asyncio.Event()
+        self._has_words = asyncio.Event()
+        self._has_words.set()  # those that were restored
 
     def keep(self, draft: Draft) -> StoreOutcome:
         """Keeps an answer, unless it is there, too large or in quarantine."""
@@ -109,6 +112,14 @@ class Keeper:
                     break
                 await self._index(entries)
 
+    async def take_entries_apart(self) -> None:
+        """Readies the words of what is kept, a few at a time; runs until cancelled."""
+        while True:
+            await self._has_words.wait()
+            self._has_words.clear()
+            while self._holdings.store.wordings.work(_WORDS_BATCH):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # lookups come in between
+
     async def keep_house(self) -> None:
         """Ends what has expired and writes snapshots when due; runs until cancelled."""
         idle_s = 0.0
@@ -158,6 +169,7 @@ class Keeper:
         self._holdings.add(entry)
         if is_semantic:
             self._has_work.set()
+            self._has_words.set()
         return StoreOutcome.STORED
 
     def _next_to_embed(self) -> list[Entry]:

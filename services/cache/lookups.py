@@ -83,6 +83,9 @@ class Lookups:
             closed = Reason.NO_CANDIDATE
         if closed is None:
             closed = self._embedder_is_away()
+        if closed is None and self._config.words_first:
+            words = analyse(query.text)
+            closed = self._holdings.store.wordings.refuse(query.keys.partition, words)
         return None if closed is None else Found(miss(closed))
 
     def _embedder_is_away(self) -> Reason | None:

@@ -73,6 +73,7 @@ class CacheService:
         self.address = rpc.bind(self._server, config.address)
         await self._server.start()
         tasks.create_task(keeper.index_entries())
+        tasks.create_task(keeper.take_entries_apart())
         tasks.create_task(keeper.keep_house())
         await self._health.set_serving(True)
 

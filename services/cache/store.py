@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.cache.domain import Entry, EntryId, ScopedKey
+from services.cache.wordings import Wordings
 
 if TYPE_CHECKING:
     from services.cache.index import Vectors
@@ -59,6 +60,7 @@ class Store:
         self._places: list[EntryId] = []
         self._expiries: list[tuple[float, EntryId]] = []
         self._in_partition: Counter[ScopedKey] = Counter()
+        self.wordings = Wordings()
         self.num_bytes = 0
         self.num_semantic = 0
 
@@ -94,6 +96,7 @@ class Store:
         self.num_bytes += held.num_bytes
         if entry.is_semantic:
             self._in_partition[entry.keys.partition] += 1
+            self.wordings.add(entry.keys.partition, entry.id, entry.text)
             self.num_semantic += 1
         return removed
 
@@ -150,6 +153,7 @@ class Store:
         if entry.is_semantic:
             self.num_semantic -= 1
             self._in_partition[entry.keys.partition] -= 1
+            self.wordings.remove(entry.keys.partition, entry.id)
             if not self._in_partition[entry.keys.partition]:
                 del self._in_partition[entry.keys.partition]
         if len(self._expiries) > 2 * len(self._by_id) + 1024:  # mostly of entries that are gone
