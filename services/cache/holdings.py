@@ -25,6 +25,7 @@ from services.cache.store import Held, Store
 _log = logs.get(__name__)
 _entries = metrics.gauge("cache_entries", "Answers held.")
 _bytes = metrics.gauge("cache_bytes", "Memory of the answers held.")
+_indexed = metrics.counter("cache_indexed_total", "Answers that meaning can find from then on.")
 _removed_total = metrics.counter("cache_removed_total", "Answers that went, by why.", ("why",))
 
 
@@ -114,6 +115,7 @@ class Holdings:
         if not self.store.attach(entry.id, vector):  # it went while it was being embedded
             self._post_remove(entry.keys.partition, [entry.id])
             return
+        _indexed.inc()
         values = vector.astype("<f4").tobytes()
         self._record(records.Embedded(entry.id, facts.fingerprint, values))
         self._removed(self.store.evict(self._now_s()), "evicted")
