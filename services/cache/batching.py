@@ -1,4 +1,4 @@
-"""When to run which texts together: three lanes of decreasing urgency. Pure: time is an argument."""
+"""When to run which texts together: three lanes of decreasing urgency. Time is an argument."""
 
 from __future__ import annotations
 
