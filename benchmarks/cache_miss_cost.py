@@ -50,7 +50,8 @@ def first_token_ms(client: httpx.Client, facts: dict[str, Any], question: str) -
     }
     began = time.perf_counter()
     first: float | None = None
-    with client.stream("POST", f"{facts['url']}/v1/chat/completions", json=body) as response:
+    url = f"{facts['url']}/v1/chat/completions"
+    with client.stream("POST", url, json=body, headers=bearer(facts)) as response:
         for line in response.iter_lines():
             if first is None and line.startswith("data: {"):
                 choices = json.loads(line[len("data: ") :])["choices"]
@@ -63,10 +64,16 @@ def first_token_ms(client: httpx.Client, facts: dict[str, Any], question: str) -
     return first * 1e3, said.strip()
 
 
+def bearer(facts: dict[str, Any]) -> dict[str, str]:
+    """The mesh's own key."""
+    return {"authorization": f"Bearer {facts['api_key']}"}
+
+
 def wait_embedder(client: httpx.Client, facts: dict[str, Any]) -> None:
     """Until the cache's embedder answers."""
     while True:
-        listed = client.get(f"{facts['url']}/v1/models").json()["data"]
+        url = f"{facts['url']}/v1/models"
+        listed = client.get(url, headers=bearer(facts)).json()["data"]
         if any(model["kind"] == "embed" for model in listed):
             return
         time.sleep(0.1)

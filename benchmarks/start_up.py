@@ -29,7 +29,7 @@ def mesh_to_first_token_s() -> float:
     began = time.perf_counter()
     with local_mesh() as facts:
         workload = Workload(prompt_tokens=16, output_tokens=1)
-        asyncio.run(run_load(facts["url"], facts["models"][0], workload, 1, 1))
+        asyncio.run(run_load(facts["url"], facts["models"][0], workload, 1, 1, facts["api_key"]))
         return time.perf_counter() - began
 
 

@@ -24,9 +24,8 @@ from benchmarks.shapes import SHAPES, VOCAB, make_shape
 
 def measure_mesh(facts: dict[str, Any], workload: Workload, streams: int, waves: int) -> Report:
     """One run of `waves` requests per stream."""
-    return asyncio.run(
-        run_load(facts["url"], facts["models"][0], workload, streams, streams * waves)
-    )
+    target, count = (facts["url"], facts["models"][0]), streams * waves
+    return asyncio.run(run_load(*target, workload, streams, count, facts["api_key"]))
 
 
 def generate_once(model_dir: str, workload: Workload, streams: int) -> float:

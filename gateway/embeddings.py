@@ -6,10 +6,11 @@ Both edges are in front of this; it knows neither. Texts are never cut.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.cache.client import CacheClient, Embedder, EmbedderState, Vector
+from gateway.identity import EMBEDDINGS
 from gateway.pipeline import Pipeline
 from gateway.request import Call
 from gateway.tokens import Usage
@@ -39,11 +40,12 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The answer."""
+    """The answer; `headers` are the rate limits as they stood."""
 
     model_id: str
     vectors: Sequence[Vector]
     usage: Usage
+    headers: Mapping[str, str]
 
 
 class Embeddings:
@@ -70,26 +72,37 @@ class Embeddings:
         Raises:
             MeshError: it was refused, or the embedder can't.
         """
-        async with self._pipeline.admitted(call) as record:
+        async with self._pipeline.admitted(call, EMBEDDINGS) as (principal, record):
             cache, embedder = self._embedder(request.model)
+            principal.require_model(request.model)
             record.model = embedder.model_id
             check(request, embedder)
-            deadline = call.deadline or time.monotonic() + self._timeout_s
-            size = embedder.max_texts or _FALLBACK_TEXTS
-            vectors: list[Vector] = []
-            for start in range(0, len(request.texts), size):
-                remaining_s = deadline - time.monotonic()
-                if remaining_s <= 0:
-                    raise DeadlineExceeded("the request's time is over")
-                texts = request.texts[start : start + size]
-                try:
-                    vectors += await cache.embed(
-                        texts, call.request_id, call.traceparent, remaining_s
-                    )
-                except ContextLengthExceeded as error:
-                    raise too_long(request, embedder, start, error) from None
+            ticket = await self._pipeline.gate.admit(principal, most_tokens(request, embedder))
+            try:
+                vectors = await self._vectors(request, call, cache, embedder)
+            except BaseException:
+                ticket.cancel()
+                raise
             record.usage = Usage(prompt_tokens=sum(vector.num_tokens for vector in vectors))
-            return Embedded(embedder.model_id, vectors, record.usage)
+            ticket.settle(record)
+            return Embedded(embedder.model_id, vectors, record.usage, ticket.headers)
+
+    async def _vectors(
+        self, request: EmbeddingRequest, call: Call, cache: CacheClient, embedder: Embedder
+    ) -> list[Vector]:
+        deadline = call.deadline or time.monotonic() + self._timeout_s
+        size = embedder.max_texts or _FALLBACK_TEXTS
+        vectors: list[Vector] = []
+        for start in range(0, len(request.texts), size):
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise DeadlineExceeded("the request's time is over")
+            texts = request.texts[start : start + size]
+            try:
+                vectors += await cache.embed(texts, call.request_id, call.traceparent, remaining_s)
+            except ContextLengthExceeded as error:
+                raise too_long(request, embedder, start, error) from None
+        return vectors
 
     def _embedder(self, name: str) -> tuple[CacheClient, Embedder]:
         cache = self._cache
@@ -119,6 +132,12 @@ def check(request: EmbeddingRequest, embedder: Embedder) -> None:
             "trained to be cut",
             param="dimensions",
         )
+
+
+def most_tokens(request: EmbeddingRequest, embedder: Embedder) -> int:
+    """What a request uses at most: a token has a character at least, and each text two special."""
+    longest = embedder.max_tokens
+    return sum(min(len(text) + 2, longest or len(text) + 2) for text in request.texts)
 
 
 def too_long(

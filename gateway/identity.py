@@ -1,29 +1,60 @@
-"""Who calls: any key, or none, is the local tenant, which is safe on this machine only.
+"""Who calls, and which addresses are safe to listen on.
 
-Keys, tenants and limits are the auth service's.
+Without an auth service any key, or none, is the local tenant, which is safe on this machine only.
 """
 
 import ipaddress
 from dataclasses import dataclass
 
 from infermesh.config import ConfigError
+from infermesh.errors import PermissionDenied
+from infermesh.quota import Limits
+
+INFERENCE, EMBEDDINGS, MODELS = "inference", "embeddings", "models"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """On whose behalf a request runs."""
+    """On whose behalf a request runs.
+
+    Attributes:
+        scopes: what its key may do.
+        models: names that the key may use; empty: all.
+        reuse_policy: which answers may be reused; empty: the gateway's setting.
+        semantic_cache: answers may be found by meaning.
+        weight: share of service among tenants.
+    """
 
     tenant: str
+    key_id: str = ""
+    scopes: frozenset[str] = frozenset({INFERENCE, EMBEDDINGS, MODELS})
+    models: frozenset[str] = frozenset()
+    limits: Limits = Limits()  # noqa: RUF009  # a frozen value
+    weight: float = 1.0
+    semantic_cache: bool = False
+    reuse_policy: str = ""
 
     def sharing_domain(self, user: str) -> str:
         """Who may share computed state with this caller: its tenant, narrowed to an end user."""
         return f"{self.tenant}/{user}" if user else self.tenant
 
+    def require(self, scope: str) -> None:
+        """Raises PermissionDenied where the key lacks a scope."""
+        if scope not in self.scopes:
+            has = ", ".join(sorted(self.scopes))
+            raise PermissionDenied(f"this API key lacks the scope {scope}; it has {has}")
 
-def identify(credential: str | None) -> Principal:
-    """The caller behind a credential."""
-    del credential  # every key is accepted, see the module's first line
-    return Principal(tenant="local")
+    def sees(self, *names: str) -> bool:
+        """The key may use a model of any of these names."""
+        return not self.models or any(name in self.models for name in names)
+
+    def require_model(self, *names: str) -> None:
+        """Raises PermissionDenied where the key may use a model by none of its names."""
+        if not self.sees(*names):
+            raise PermissionDenied(f"this API key may not use the model {names[0]}", param="model")
+
+
+LOCAL = Principal(tenant="local", semantic_cache=True)
 
 
 def check_bind(setting: str, address: str) -> None:
@@ -33,8 +64,8 @@ def check_bind(setting: str, address: str) -> None:
     host = address.rpartition(":")[0].strip("[]")
     if not _is_loopback(host):
         raise ConfigError(
-            f"{setting} is {address}, which other machines can reach, but any key is accepted "
-            "so far; bind it to 127.0.0.1, [::1] or a unix socket"
+            f"{setting} is {address}, which other machines can reach, but keys would travel in the "
+            "clear; bind it to 127.0.0.1, [::1] or a unix socket"
         )
 
 

@@ -12,18 +12,19 @@ from typing import Any
 
 from gateway import metrics
 from gateway.admission import Admission
+from gateway.auth.gate import Gate, Ticket
 from gateway.cache.replay import Replay
 from gateway.cache.stage import CachePolicy, CacheStage
 from gateway.cache.translate import Question
 from gateway.failover import Driver
 from gateway.fleet import Fleet
 from gateway.generation import Generation
-from gateway.identity import Principal, identify
+from gateway.identity import INFERENCE, Principal
 from gateway.ranges import check, check_token_ids
 from gateway.records import Records, RequestRecord
 from gateway.reply import PromptReply, Reply
 from gateway.request import Call, Conversation, GenerationRequest, Job, Options, Prompt
-from gateway.resolve import resolve
+from gateway.resolve import most_tokens, resolve
 from gateway.served_model import ServedModel
 from gateway.single_flight import SingleFlight, may_share
 from infermesh.config import GatewayConfig
@@ -38,6 +39,7 @@ class Pipeline:
     """Answers requests.
 
     Args:
+        gate: who may do what.
         cache: the stage that asks whether an answer is there.
         spawn: runs a coroutine in the background, as `TaskGroup.create_task` does.
     """
@@ -46,11 +48,13 @@ class Pipeline:
         self,
         config: GatewayConfig,
         fleet: Fleet,
+        gate: Gate,
         cache: CacheStage,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         clock: Callable[[], float],
     ) -> None:
         self.fleet = fleet
+        self.gate = gate
         self.admission = Admission(config.max_inflight_requests)
         self.records = Records(clock)
         self._config = config
@@ -71,29 +75,35 @@ class Pipeline:
         record = self.records.open(call.request_id, call.endpoint)
         try:
             check(request.options)
-            principal = self._identify(call, record)
+            principal = await self.gate.identify(call.credential, INFERENCE)
+            record.authorised_at = self._clock()
             self.admission.enter()
-        except MeshError as error:
+        except BaseException as error:
             self._settle(record, error)
             raise
         metrics.INFLIGHT.inc()
         reply: Reply | None = None
+        ticket: Ticket | None = None
         try:
             model = self.fleet.resolve(request.model)
+            principal.require_model(request.model, model.model_id)
             jobs = await self._tokenise(request, model, call, principal, record)
+            ticket = await self.gate.admit(principal, sum(map(most_tokens, jobs)))
             policy = self._cache_policy(principal)
             question = await self._cache.question(request, jobs, model, call, policy, record)
             wake = asyncio.Event()
             pending = await self._cache.ask(question, record)
             found = self._cache.found(question, pending, record, wake)
             prompts = self._prompts(jobs, found, model, request.options, record, wake)
-            reply = self._reply(prompts, model, call, record, wake, question)
+            reply = self._reply(prompts, model, call, record, wake, ticket, question)
             late = await self._cache.found_late(question, pending, reply, wake, call.whole)
             if late is not None:
                 reply.replace([PromptReply(late, model, request.options, 0)])
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
             self._settle(record, exc)
+            if ticket is not None:
+                ticket.cancel()
             if reply is None:
                 self._leave()
             else:
@@ -102,22 +112,25 @@ class Pipeline:
         return reply
 
     @asynccontextmanager
-    async def admitted(self, call: Call) -> AsyncIterator[RequestRecord]:
-        """The record of a request that is no generation: identified, counted, settled after.
+    async def admitted(
+        self, call: Call, scope: str
+    ) -> AsyncIterator[tuple[Principal, RequestRecord]]:
+        """The caller and the record of a request that is no generation: counted, settled after.
 
         Raises:
             MeshError: it was refused.
         """
         record = self.records.open(call.request_id, call.endpoint)
         try:
-            self._identify(call, record)
+            principal = await self.gate.identify(call.credential, scope)
+            record.authorised_at = self._clock()
             self.admission.enter()
-        except MeshError as error:
+        except BaseException as error:
             self._settle(record, error)
             raise
         metrics.INFLIGHT.inc()
         try:
-            yield record
+            yield principal, record
         except BaseException as exc:
             self._settle(record, exc)
             raise
@@ -140,11 +153,7 @@ class Pipeline:
         reply.close()
         self._cache.settle(reply.question, reply, error is None)
         self._settle(reply.record, error)
-
-    def _identify(self, call: Call, record: RequestRecord) -> Principal:
-        principal = identify(call.credential)
-        record.authorised_at = self._clock()
-        return principal
+        reply.ticket.settle(reply.record)
 
     async def _tokenise(
         self,
@@ -170,8 +179,10 @@ class Pipeline:
         return jobs
 
     def _cache_policy(self, principal: Principal) -> CachePolicy:
-        del principal  # every tenant's is the gateway's
-        return CachePolicy(self._config.reuse_policy, self._config.cache_semantic)
+        return CachePolicy(
+            reuse=principal.reuse_policy or self._config.reuse_policy,
+            semantic=principal.semantic_cache and self._config.cache_semantic,
+        )
 
     def _prompts(
         self,
@@ -205,6 +216,7 @@ class Pipeline:
         call: Call,
         record: RequestRecord,
         wake: asyncio.Event,
+        ticket: Ticket,
         question: Question | None,
     ) -> Reply:
         deadline = self._clock() + self._config.request_timeout_s
@@ -215,6 +227,7 @@ class Pipeline:
             record=record,
             deadline=deadline if call.deadline is None else min(deadline, call.deadline),
             clock=self._clock,
+            ticket=ticket,
             on_close=self._leave,
             question=question,
         )

@@ -40,6 +40,7 @@ class RequestRecord:
     authorised_at: float | None = None
     tokenized_at: float | None = None
     cache: Verdict | None = None
+    asked_at: float | None = None
     looked_up_at: float | None = None
     held_s: float = 0.0
     admitted_at: float | None = None
@@ -58,7 +59,8 @@ class RequestRecord:
             ("submit", self.admitted_at),
         ):
             if at is not None:
-                found[name] = at - last
+                began = self.asked_at if name == "cache" else None
+                found[name] = at - (last if began is None else began)
                 last = at
         if self.held_s:
             found["cache"] += self.held_s

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from gateway import metrics
+from gateway.auth.gate import Ticket
 from gateway.cache.translate import Question
 from gateway.generation import ChoiceNews, Generation
 from gateway.records import RequestRecord
@@ -95,6 +96,8 @@ class Reply:
 
     Args:
         deadline: on `clock`; the request fails with DEADLINE_EXCEEDED then.
+        ticket: settled before the last of the answer is handed out: nobody has all of an answer
+            that was not accounted for.
         on_close: gives the request's place back.
         question: what the cache was, or would have been, asked.
     """
@@ -107,12 +110,14 @@ class Reply:
         record: RequestRecord,
         deadline: float,
         clock: Callable[[], float],
+        ticket: Ticket,
         on_close: Callable[[], None],
         question: Question | None = None,
     ) -> None:
         self.model = model
         self.question = question
         self.record = record
+        self.ticket = ticket
         self.prompts = prompts
         self._wake = wake
         self._deadline = deadline
@@ -165,6 +170,8 @@ class Reply:
             batch = [delta for p in self.prompts if not p.done for delta in p.take()]
             if batch:
                 self._note_progress()
+                if self._done():
+                    self.ticket.settle(self.record)
                 yield batch
             elif not self._done() and not await self._woken(patience_s):
                 yield []

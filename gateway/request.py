@@ -108,6 +108,7 @@ class Job:
 
     Attributes:
         shareable_seed: the client's own seed; a drawn one does not make a request unlike another.
+        reuse_policy: the tenant's; empty: the gateway's.
     """
 
     request_id: RequestId
@@ -124,3 +125,5 @@ class Job:
     deadline: float | None
     temperature_given: bool
     shareable_seed: int | None
+    tenant_weight: float = 1.0
+    reuse_policy: str = ""

@@ -40,9 +40,11 @@ def resolve(
         prompt_token_ids=tuple(prompt_token_ids),
         num_choices=options.n,
         sampling=_with_defaults(sampling, model.defaults, draw_seed),
-        stop=_with_limit(options, len(prompt_token_ids), model.max_model_len),
+        stop=_with_limit(options, len(prompt_token_ids), model.max_model_len, principal),
         priority=options.priority,
         tenant=principal.tenant,
+        tenant_weight=principal.weight,
+        reuse_policy=principal.reuse_policy,
         sharing_domain=principal.sharing_domain(options.user),
         traceparent=call.traceparent,
         deadline=call.deadline,
@@ -73,7 +75,14 @@ def _with_defaults(asked: Sampling, defaults: Sampling, draw_seed: Callable[[], 
     )
 
 
-def _with_limit(options: Options, prompt_len: int, max_model_len: int) -> StopRules:
+def most_tokens(job: Job) -> int:
+    """What a job uses at most: its prompt once, and each choice to its limit."""
+    return len(job.prompt_token_ids) + job.num_choices * (job.stop.max_tokens or 0)
+
+
+def _with_limit(
+    options: Options, prompt_len: int, max_model_len: int, principal: Principal
+) -> StopRules:
     room = max_model_len - prompt_len
     asked = options.stop.max_tokens
     wanted = asked if asked is not None else 0
@@ -84,6 +93,11 @@ def _with_limit(options: Options, prompt_len: int, max_model_len: int) -> StopRu
             "completion). Please reduce the length of the prompt or completion.",
             param="max_tokens" if room >= 1 else None,
         )
-    fallback = options.fallback_max_tokens
-    limit = asked if asked is not None else min(room, fallback or room)
+    limit = asked
+    if limit is None:
+        limit = min(room, options.fallback_max_tokens or room)
+        per_minute = principal.limits.tokens_per_minute
+        if per_minute is not None:
+            # an open end is held to what the tenant could ever be admitted for
+            limit = max(1, min(limit, (per_minute - prompt_len) // options.n))
     return dataclasses.replace(options.stop, max_tokens=max(limit, options.stop.min_tokens))

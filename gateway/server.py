@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from gateway.auth.gate import Gate, OpenGate
+from gateway.auth.keyed_gate import KeyedGate
 from gateway.cache.client import CacheClient
 from gateway.cache.stage import CacheStage
 from gateway.embeddings import Embeddings
@@ -25,6 +27,7 @@ _TOKENIZER_THREADS = 2
 # After the grace period, time for clients to read that their answer was cut.
 _LAST_WORDS_S = 1.0
 _STOP_S = 2.0
+_LAST_USAGE_S = 2.0
 
 
 class GatewayService:
@@ -49,13 +52,17 @@ class GatewayService:
         self._grpc: grpc.aio.Server | None = None
         self._health: rpc.HealthHandle | None = None
         self._addresses: dict[str, str] = {}
+        # loop-bound, and it may refuse a setting
+        self._gate: Gate = KeyedGate(config, time.monotonic) if config.auth else OpenGate()
         self.pipeline: Pipeline
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
         stage = CacheStage(self.cache, config, self._threads, time.monotonic)
-        self.pipeline = Pipeline(config, self.fleet, stage, tasks.create_task, time.monotonic)
+        self.pipeline = Pipeline(
+            config, self.fleet, self._gate, stage, tasks.create_task, time.monotonic
+        )
         embeddings = Embeddings(self.cache, self.pipeline, config.request_timeout_s)
         public = HttpServer(
             public_app(self.pipeline, embeddings, config),
@@ -82,6 +89,7 @@ class GatewayService:
         await self._grpc.start()
         await self._health.set_serving(True)
         tasks.create_task(self.fleet.run())
+        self._gate.start(tasks)
         if self.cache is not None:
             tasks.create_task(self.cache.run())
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
@@ -103,6 +111,7 @@ class GatewayService:
                     await self.pipeline.admission.idle()
             except TimeoutError:
                 pass  # a client that does not even read its error
+        await self._gate.flush(_LAST_USAGE_S)
 
     async def stop(self) -> None:
         """Closes every socket."""
@@ -114,6 +123,7 @@ class GatewayService:
             await asyncio.wait(self._http_tasks, timeout=_STOP_S)
         for server in self._http:
             server.close()
+        await self._gate.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def announce(self) -> dict[str, str]:

@@ -20,8 +20,9 @@ def may_share(job: Job, policy: str) -> bool:
 
     Args:
         policy: "never", "greedy" (temperature 0), "unset" (also where the client named no
-            temperature) or "all".
+            temperature) or "all"; where the job's tenant has no policy of its own.
     """
+    policy = job.reuse_policy or policy
     if policy == "never":
         return False
     if policy == "all" or job.sampling.temperature == 0:

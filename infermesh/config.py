@@ -30,7 +30,9 @@ class GatewayConfig:
     grpc_address: str = setting("127.0.0.1:8002", "InferenceService")
     replicas: tuple[str, ...] = setting((), "scheduler addresses, one per replica")
     auth: str = setting("", "the auth service's address; empty: any key is accepted")
-    gateway_id: str = setting("gateway", "its name to the auth service; one per gateway")
+    gateway_id: str = setting(
+        "", "its name to the auth service, of no other gateway; empty: a new one at each start"
+    )
     principal_ttl_s: float = setting(60.0, "a verified key is asked for again after", low=0.1)
     auth_outage_s: float = setting(
         60.0, "verified keys go on for so long while the auth service is away", low=0.0

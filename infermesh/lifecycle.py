@@ -178,10 +178,12 @@ async def _run(factory: Callable[[], Service], telemetry: TelemetryConfig, grace
     return 0
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or nothing."""
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes a file so that a reader sees all of it or nothing, and nobody else ever could."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as file:
+        file.write(text)
     draft.replace(path)
 
 

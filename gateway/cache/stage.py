@@ -106,6 +106,7 @@ class CacheStage:
         """Asks, and gives the cache its head start; None where there is nothing to ask."""
         if self._client is None or question is None or record.cache is not None:
             return None
+        record.asked_at = self._clock()
         pending = self._client.lookup(question, self._timeout_s)
         try:
             await asyncio.wait({pending}, timeout=self._head_start_s)
@@ -210,8 +211,8 @@ def count(record: RequestRecord) -> None:
     assert verdict is not None
     tier = verdict.tier.value if verdict.tier else "none"
     metrics.CACHE_REQUESTS.labels(verdict.outcome.value, tier, verdict.reason).inc()
-    if record.looked_up_at is not None and record.tokenized_at is not None:
-        wait_s = record.looked_up_at - record.tokenized_at + record.held_s
+    if record.looked_up_at is not None and record.asked_at is not None:
+        wait_s = record.looked_up_at - record.asked_at + record.held_s
         metrics.CACHE_WAIT.labels(verdict.outcome.value).observe(wait_s)
     if verdict.answer is not None:
         metrics.CACHE_SAVED.inc(verdict.answer.compute_s)

@@ -9,7 +9,8 @@ import grpc
 from gateway import metrics
 from gateway.embeddings import EmbeddingRequest, Embeddings
 from gateway.grpc import translate
-from gateway.http.call import draw_request_id
+from gateway.http.call import bearer, draw_request_id
+from gateway.identity import INFERENCE, MODELS, Principal
 from gateway.pipeline import Pipeline
 from gateway.request import Call, GenerationRequest, Prompt
 from infermesh import rpc
@@ -67,7 +68,9 @@ class InferenceServicer(InferenceServiceServicer):
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: Any
     ) -> pb.CountTokensResponse:
+        principal = await self._identify(context, INFERENCE)
         model = self._pipeline.fleet.resolve(request.model)
+        principal.require_model(request.model, model.model_id)
         prompt: Prompt = request.text
         if request.messages:
             prompt = translate.conversation_from_pb(request.messages)
@@ -77,19 +80,31 @@ class InferenceServicer(InferenceServiceServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=self._models())
+        principal = await self._identify(context, MODELS)
+        return pb.ListModelsResponse(models=self._models(principal))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        found = {model.id: model for model in self._models()}
+        principal = await self._identify(context, MODELS)
+        found = {model.id: model for model in self._models(principal)}
         if request.model not in found:
-            self._pipeline.fleet.resolve(request.model)  # says why not
+            model = self._pipeline.fleet.resolve(request.model)  # says why not
+            principal.require_model(request.model, model.model_id)
         return pb.GetModelResponse(model=found[request.model])
 
-    def _models(self) -> list[pb.Model]:
+    def _models(self, principal: Principal) -> list[pb.Model]:
         fleet = self._pipeline.fleet
-        names = fleet.names().items()
-        generating = translate.models_to_pb((n, m, fleet.num_ready(m.model_id)) for n, m in names)
-        return generating + translate.embedders_to_pb(self._embeddings.models())
+        generating = translate.models_to_pb(
+            (name, model, fleet.num_ready(model.model_id))
+            for name, model in fleet.names().items()
+            if principal.sees(name, model.model_id)
+        )
+        embedders = [one for one in self._embeddings.models() if principal.sees(one.model_id)]
+        return generating + translate.embedders_to_pb(embedders)
+
+    async def _identify(self, context: Any, scope: str) -> Principal:
+        metadata = dict(context.invocation_metadata() or ())
+        credential = bearer(str(metadata.get("authorization", "")))
+        return await self._pipeline.gate.identify(credential, scope)
 
     async def _answer(
         self,
@@ -138,12 +153,11 @@ class InferenceServicer(InferenceServiceServicer):
 
 
 def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any) -> Call:
-    scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
     remaining_s = rpc.deadline_s(context)
     return Call(
         request_id=request_id,
         endpoint=endpoint,
-        credential=token if scheme.lower() == "bearer" and token else None,
+        credential=bearer(str(metadata.get("authorization", ""))),
         deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
         cache_control=str(metadata.get("cache-control", "")),

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import infermesh
+from gateway.auth.headers import LIMIT_HEADERS
 from gateway.cache.verdict import HEADERS as CACHE_HEADERS
 from gateway.embeddings import Embeddings
 from gateway.http.answer import IGNORED_FIELDS
@@ -38,7 +39,7 @@ def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig
     def chat(raw: bytes) -> ChatCall:
         return parse_chat(raw, fallback)
 
-    models = ModelEndpoints(pipeline.fleet, embeddings, config.max_request_bytes)
+    models = ModelEndpoints(pipeline.fleet, embeddings, pipeline.gate, config.max_request_bytes)
     post, get = ["POST"], ["GET"]
     routes = [
         Route(
@@ -70,7 +71,10 @@ def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig
             allow_origins=list(config.cors_allow_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after", *CACHE_HEADERS],
+            expose_headers=[
+                *(_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after"),
+                *(*LIMIT_HEADERS, *CACHE_HEADERS),
+            ],
         )
         middleware.insert(0, cors)
     return Starlette(

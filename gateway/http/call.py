@@ -27,16 +27,21 @@ def call_of(request: Request, endpoint: str, *, whole: bool = False) -> Call:
     Raises:
         InvalidRequest: the timeout header is no positive number.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return Call(
         request_id=request.state.request_id,
         endpoint=endpoint,
-        credential=token if scheme.lower() == "bearer" and token else None,
+        credential=bearer(request.headers.get("authorization", "")),
         deadline=_deadline(request),
         traceparent=tracing.current_traceparent() or request.headers.get("traceparent", ""),
         cache_control=request.headers.get("cache-control", ""),
         whole=whole,
     )
+
+
+def bearer(authorization: str) -> str | None:
+    """The credential in an Authorization header or its gRPC metadata; None where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _deadline(request: Request) -> float | None:

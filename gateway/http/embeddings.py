@@ -93,7 +93,7 @@ class EmbeddingsEndpoint:
         rendered = orjson.dumps(_json(found, body.encoding_format == "base64"))
         ignored = ignored_fields(body.model_extra or {}, {})
         headers = {IGNORED_FIELDS: ignored} if ignored else {}
-        await answer.begin(200, {"content-type": "application/json", **headers})
+        await answer.begin(200, {"content-type": "application/json", **found.headers, **headers})
         await answer.write(rendered, more=False)
 
 

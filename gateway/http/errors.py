@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.auth.headers import PREFIX
 from infermesh.errors import MeshError, as_mesh_error
 from infermesh.telemetry import logs
 
@@ -32,10 +33,12 @@ def error_event(error: MeshError) -> bytes:
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
-    """When to come back: whole seconds, and milliseconds for clients that know them."""
+    """The rate limits; when to come back, in whole seconds and, for who knows it, milliseconds."""
+    limits = {name: value for name, value in error.metadata.items() if name.startswith(PREFIX)}
     if error.retry_after_s is None:
-        return {}
+        return limits
     return {
+        **limits,
         "retry-after": str(max(1, math.ceil(error.retry_after_s))),
         "retry-after-ms": str(max(1, round(error.retry_after_s * 1e3))),
     }

@@ -150,6 +150,7 @@ def _facts(reply: Reply, ignored: str) -> dict[str, str]:
     """Headers about the answer, where there is something to say."""
     cache = reply.record.cache
     return {
+        **reply.ticket.headers,
         **(cache.headers() if cache is not None else {}),
         **({IGNORED_FIELDS: ignored} if ignored else {}),
     }

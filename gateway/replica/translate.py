@@ -42,6 +42,7 @@ def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
         stop=_stop_to_pb(job.stop),
         priority=sampling_pb2.Priority.ValueType(job.priority),
         tenant=job.tenant,
+        tenant_weight=job.tenant_weight,
         sharing_domain=job.sharing_domain,
         task=pb.TASK_GENERATE,
         traceparent=job.traceparent,

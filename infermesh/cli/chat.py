@@ -7,7 +7,10 @@ from rich.console import Console
 
 from infermesh.cli.sse import Message, list_models, stream_chat
 from infermesh.errors import MeshError, ModelLoading
+from infermesh.mesh.state import StateFolder
+from infermesh.mesh.supervisor import ANY_KEY
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 _console = Console()
 
 
@@ -15,18 +18,24 @@ def chat(
     message: Annotated[
         str | None, typer.Argument(help="Ask this and exit; else a dialogue.")
     ] = None,
-    url: Annotated[str, typer.Option(help="The gateway.", envvar="INFERMESH_URL")] = (
-        "http://127.0.0.1:8000"
-    ),
+    url: Annotated[
+        str | None,
+        typer.Option(help="Default: this machine's mesh.", envvar="INFERMESH_URL"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the gateway's first.")] = None,
     api_key: Annotated[
-        str, typer.Option(help="Bearer token.", envvar="INFERMESH_API_KEY")
-    ] = "local",
+        str | None,
+        typer.Option(help="Default: the key of this machine.", envvar="INFERMESH_API_KEY"),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
     """Talk to a model served by a mesh."""
+    meshes = StateFolder.of_user().running()
+    url = url or (meshes[-1]["url"] if meshes else DEFAULT_URL)
+    # a key goes to the mesh that it belongs to, and nowhere else
+    api_key = api_key or next((m["api_key"] for m in meshes if m["url"] == url), ANY_KEY)
     served = list_models(url, api_key)
     if not served:
         raise ModelLoading(f"the mesh at {url} has no model ready yet")

@@ -65,6 +65,7 @@ def curl_command(endpoints: Endpoints, question: str) -> str:
     )
     return (
         f"curl -N {endpoints.url}/v1/chat/completions "
+        f"-H 'Authorization: Bearer {endpoints.api_key}' "
         f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )
 

@@ -20,7 +20,8 @@ from infermesh.cli.sse import stream_chat
 from infermesh.config import ConfigError, Settings, load
 from infermesh.errors import MeshError, as_mesh_error
 from infermesh.mesh.plan import ROOT, find_model, plan_mesh
-from infermesh.mesh.supervisor import API_KEY, Endpoints, Supervisor
+from infermesh.mesh.state import StateFolder
+from infermesh.mesh.supervisor import Endpoints, Supervisor
 
 EXAMPLE = "What is the capital of France?"
 MIN_FREE_BYTES = 64 << 20
@@ -38,7 +39,7 @@ def up(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
     engine: Annotated[str | None, typer.Option(help="torch or simulated.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
-    host: Annotated[str, typer.Option(help="Loopback only, until auth lands.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Loopback only.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
@@ -52,8 +53,9 @@ def up(
         Path | None, typer.Option(help="Write addresses and pids here once it can answer.")
     ] = None,
     ask: Annotated[str | None, typer.Option(help="Ask this once it serves.")] = None,
+    auth: Annotated[bool, typer.Option(help="Ask for API keys; without, any is accepted.")] = True,
 ) -> None:
-    """Run gateway, cache, scheduler and shard as supervised processes, and serve until Ctrl-C."""
+    """Run the services of a mesh as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
         raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
     resolved, default_name = find_model(model)
@@ -72,11 +74,12 @@ def up(
     argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     argv += [f"--{item}" for item in settings or []]
     effective = load([*(["--config", config] if config else []), *argv])
-    with _folders() as (run_dir, log_dir):
-        state_dir = log_dir.parents[1] if cache else None
-        plan = plan_mesh(effective, replicas, run_dir, log_dir, state_dir)
+    state = StateFolder.of_user()
+    with _folders(state) as (run_dir, log_dir):
+        kept = (state if auth else None, state.cache_dir if cache else None)
+        plan = plan_mesh(effective, replicas, run_dir, log_dir, *kept)
         _refuse_busy_ports(effective)
-        supervisor = Supervisor(plan, ready_file, effective.gateway.drain_grace_s)
+        supervisor = Supervisor(plan, state, ready_file, effective.gateway.drain_grace_s)
         raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))
 
 
@@ -136,7 +139,8 @@ async def _serve_until(
 
 def _ask(console: Console, endpoints: Endpoints, question: str) -> None:
     message = {"role": "user", "content": question}
-    pieces = stream_chat(endpoints.url, endpoints.models[0], [message], API_KEY, temperature=0)
+    target = (endpoints.url, endpoints.models[0], [message], endpoints.api_key)
+    pieces = stream_chat(*target, temperature=0)
     for piece in pieces:
         console.out(piece, end="", highlight=False)
     console.print()
@@ -160,13 +164,12 @@ def _refuse_busy_ports(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _folders() -> Iterator[tuple[Path, Path]]:
+def _folders(state: StateFolder) -> Iterator[tuple[Path, Path]]:
     """A private folder for sockets, removed at the end, and one for logs, of which few are kept."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "infermesh"
-    log_dir = state / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    log_dir = state.root / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_dir.mkdir(parents=True)
     if shutil.disk_usage(log_dir).free < MIN_FREE_BYTES:
-        raise ConfigError(f"the disk with {state} is full: less than 64 MiB are free")
+        raise ConfigError(f"the disk with {state.root} is full: less than 64 MiB are free")
     for old in sorted(log_dir.parent.iterdir())[:-KEPT_LOGS]:
         shutil.rmtree(old, ignore_errors=True)
     # short, because a unix socket's path has 107 bytes at most

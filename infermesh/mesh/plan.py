@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infermesh.config import (
+    AuthConfig,
     CacheConfig,
     ConfigError,
     GatewayConfig,
@@ -15,6 +16,7 @@ from infermesh.config import (
     ShardConfig,
 )
 from infermesh.config_fields import sections
+from infermesh.mesh.state import StateFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "demo" / "model"
@@ -31,6 +33,16 @@ class ProcessSpec:
     arguments: tuple[str, ...]
     announce_file: Path
     log_file: Path
+    # what a command line would show to everyone
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AuthPlan:
+    """Where the mesh's own auth service will listen."""
+
+    address: str
+    admin_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class MeshPlan:
     groups: tuple[Group, ...]
     gateway: ProcessSpec
     scheduler_addresses: tuple[str, ...]
+    auth: AuthPlan | None = None
 
 
 def find_model(model: str) -> tuple[str, str]:
@@ -74,12 +87,18 @@ def find_model(model: str) -> tuple[str, str]:
 
 
 def plan_mesh(
-    settings: Settings, replicas: int, run_dir: Path, log_dir: Path, state_dir: Path | None = None
+    settings: Settings,
+    replicas: int,
+    run_dir: Path,
+    log_dir: Path,
+    state: StateFolder | None,
+    cache_dir: Path | None = None,
 ) -> MeshPlan:
     """The processes of one gateway over `replicas` schedulers with one shard each.
 
     Args:
-        state_dir: where the semantic cache keeps its answers; None: no cache.
+        state: where the auth service keeps its data; None: no auth service, any key is accepted.
+        cache_dir: where the semantic cache keeps its answers; None: no cache.
     """
     threads = settings.shard.num_threads or max(1, len(os.sched_getaffinity(0)) // replicas)
     shards, schedulers, addresses = [], [], []
@@ -97,30 +116,65 @@ def plan_mesh(
         shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
         schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
         addresses.append(scheduler_address)
-    cache_address = f"unix:{run_dir}/cache.sock" if state_dir else ""
+    cache_address = f"unix:{run_dir}/cache.sock" if cache_dir else ""
     gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses), cache=cache_address)
+    auth_groups, auth = [], None
+    if state is not None:
+        auth = AuthPlan(f"unix:{run_dir}/auth.sock", f"unix:{run_dir}/auth-admin.sock")
+        auth_groups = [Group("auth", (_auth_spec(settings, auth, run_dir, log_dir, state),))]
+        gateway = _with_auth(gateway, auth, state)
     # the gateway's admin port serves its metrics
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
     edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
     caches = []
-    if state_dir is not None:
-        folder = settings.cache.data_dir or str(state_dir / "cache")
+    if cache_dir is not None:
+        folder = settings.cache.data_dir or str(cache_dir)
         cache = dataclasses.replace(settings.cache, address=cache_address, data_dir=folder)
         one = dataclasses.replace(settings, cache=cache)
         caches.append(_spec("cache", "services.cache", one, run_dir, log_dir))
     groups = (
+        *auth_groups,
         Group("shards", tuple(shards)),
         Group("schedulers", tuple(schedulers)),
         Group("cache", tuple(caches), late=True),
         Group("gateway", (edge_process,)),
     )
-    return MeshPlan(groups, edge_process, tuple(addresses))
+    return MeshPlan(groups, edge_process, tuple(addresses), auth)
+
+
+def _auth_spec(
+    settings: Settings, plan: AuthPlan, run_dir: Path, log_dir: Path, state: StateFolder
+) -> ProcessSpec:
+    url = settings.auth.database_url
+    if url == AuthConfig().database_url:
+        url = state.database_url
+    auth = dataclasses.replace(
+        settings.auth,
+        address=plan.address,
+        admin_address=plan.admin_address,
+        database_url=AuthConfig().database_url,
+    )
+    whole = dataclasses.replace(settings, auth=auth)
+    spec = _spec("auth", "services.auth", whole, run_dir, log_dir)
+    # it may have a password in it
+    return dataclasses.replace(spec, environment=(("INFERMESH_AUTH__DATABASE_URL", url),))
+
+
+def _with_auth(gateway: GatewayConfig, plan: AuthPlan, state: StateFolder) -> GatewayConfig:
+    return dataclasses.replace(
+        gateway,
+        auth=plan.address,
+        # the same when it is restarted, another in another mesh
+        gateway_id=gateway.gateway_id or f"gateway-{os.getpid()}",
+        usage_dir=gateway.usage_dir or str(state.usage_dir),
+    )
 
 
 _SECTION_OF: dict[str, type] = {
     "gateway": GatewayConfig,
     "services.cache": CacheConfig,
+    "services.auth": AuthConfig,
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,
 }

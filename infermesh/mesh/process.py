@@ -41,6 +41,7 @@ class ManagedProcess:
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         )
+        environment.update(self.spec.environment)
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         with self.spec.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

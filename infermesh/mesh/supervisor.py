@@ -17,11 +17,13 @@ from typing import Any
 
 from infermesh.errors import Internal
 from infermesh.lifecycle import write_whole
+from infermesh.mesh import dev_key
 from infermesh.mesh.plan import MeshPlan
 from infermesh.mesh.process import ManagedProcess
 from infermesh.mesh.readiness import Progress, wait_gateway, wait_replica
+from infermesh.mesh.state import PRIVATE, StateFolder
 
-API_KEY = "local"  # any key is accepted on loopback
+ANY_KEY = "local"  # without an auth service every key is accepted
 STOP_MARGIN_S = 5.0
 
 
@@ -33,6 +35,7 @@ class Endpoints:
     admin_url: str
     grpc: str
     models: tuple[str, ...]
+    api_key: str
 
 
 class Supervisor:
@@ -40,13 +43,17 @@ class Supervisor:
 
     Args:
         plan: what to run.
-        ready_file: where to write endpoints and pids once the mesh can answer; None: nowhere.
+        state: where the key of this machine is kept; endpoints and pids go there, too.
+        ready_file: where else to write those once the mesh can answer.
         grace_s: time for each process to drain.
     """
 
-    def __init__(self, plan: MeshPlan, ready_file: Path | None, grace_s: float) -> None:
+    def __init__(
+        self, plan: MeshPlan, state: StateFolder, ready_file: Path | None, grace_s: float
+    ) -> None:
         self._plan = plan
-        self._ready_file = ready_file
+        self._state = state
+        self._ready_files = [state.run_file, *([ready_file] if ready_file is not None else [])]
         self._grace_s = grace_s
         self._endpoints: Endpoints | None = None
         self._groups = [
@@ -88,8 +95,8 @@ class Supervisor:
                         keeper.cancel()
         finally:
             await self._stop()
-            if self._ready_file is not None:
-                self._ready_file.unlink(missing_ok=True)
+            for path in self._ready_files:
+                path.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """Ends every process at once, streams or not."""
@@ -120,12 +127,15 @@ class Supervisor:
             for address in self._plan.scheduler_addresses:
                 tasks.create_task(wait_replica(address, on_progress))
         url = f"http://{facts['http_address']}"
-        models = await wait_gateway(url, API_KEY)
+        auth = self._plan.auth
+        api_key = ANY_KEY if auth is None else await dev_key.obtain(auth, self._state)
+        models = await wait_gateway(url, api_key)
         return Endpoints(
             url=url,
             admin_url=f"http://{facts['admin_address']}",
             grpc=facts["grpc_address"],
             models=tuple(models),
+            api_key=api_key,
         )
 
     async def _list_once_announced(self, process: ManagedProcess) -> None:
@@ -140,15 +150,18 @@ class Supervisor:
                     tasks.create_task(process.stop(self._grace_s + STOP_MARGIN_S))
 
     def _write_ready_file(self) -> None:
-        if self._ready_file is None or self._endpoints is None:
+        if self._endpoints is None:
             return
         facts: dict[str, Any] = {
             "url": self._endpoints.url,
             "admin_url": self._endpoints.admin_url,
             "grpc": self._endpoints.grpc,
-            "api_key": API_KEY,
+            "api_key": self._endpoints.api_key,
+            "auth_admin": self._plan.auth.admin_address if self._plan.auth else None,
             "models": list(self._endpoints.models),
             "services": [process.facts for process in self._all if process.facts],
         }
         with contextlib.suppress(OSError):  # a full disk must not end a mesh that serves
-            write_whole(self._ready_file, json.dumps(facts, indent=2))
+            self._state.run_file.parent.mkdir(parents=True, exist_ok=True)
+            for path in self._ready_files:
+                write_whole(path, json.dumps(facts, indent=2), PRIVATE)

@@ -7,6 +7,7 @@ event loop.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ class Database:
         folder = Path(self.url.database or "").parent
         if self.url.database and not self.url.database.startswith("file:") and not folder.is_dir():
             raise ConfigError(f"auth.database_url is {self.name}, but there is no folder {folder}")
+        if folder.is_dir() and self.url.database:
+            with contextlib.suppress(OSError):  # the connection will say it better
+                os.close(os.open(self.url.database, os.O_CREAT | os.O_RDWR, 0o600))
         engine = create_async_engine(
             self.url, pool_size=_POOL_SIZE, connect_args={"timeout": _BUSY_TIMEOUT_S}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -32,19 +33,23 @@ _ADMIN_NAME = auth_admin_service_pb2.DESCRIPTOR.services_by_name["AuthAdminServi
 class AuthProcess:
     """Implements `infermesh.lifecycle.Service`.
 
+    Args:
+        clock: seconds of the Unix epoch.
+
     Raises:
         ConfigError: a setting can't be used.
     """
 
     name = "auth"
 
-    def __init__(self, config: AuthConfig) -> None:
+    def __init__(self, config: AuthConfig, clock: Callable[[], float] = time.time) -> None:
         if config.admin_address and not config.admin_address.startswith("unix:"):
             raise ConfigError(
                 f"auth.admin_address is {config.admin_address}; it must be unix:/path, whose file "
                 "permissions say who may create keys"
             )
         self._config = config
+        self._clock = clock
         self._database = Database(config.database_url)
         self._servers: list[grpc.aio.Server] = []
         self._health: list[rpc.HealthHandle] = []
@@ -56,7 +61,7 @@ class AuthProcess:
         Raises:
             ConfigError: the database can't be used, or is a later version's.
         """
-        config, clock = self._config, time.time
+        config, clock = self._config, self._clock
         await migrate(self._database)
         feed = ChangeFeed(self._database, clock)
         await feed.start()

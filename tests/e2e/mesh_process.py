@@ -121,6 +121,11 @@ class Mesh:
         )
 
     @property
+    def bearer(self) -> list[tuple[str, str]]:
+        """The key of its machine as a header, or as gRPC metadata."""
+        return [("authorization", f"Bearer {self.facts['api_key']}")]
+
+    @property
     def model(self) -> str:
         """The id of its first model."""
         model: str = self.facts["models"][0]

@@ -152,9 +152,15 @@ def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -
         wait_until(lambda: not any(alive(pid) for pid in pids), 60)
 
 
-def test_chat_asks_once_when_given_a_message(demo_mesh: Mesh, tmp_path: Path) -> None:
-    url = demo_mesh.facts["url"]
-    done = run_infermesh(tmp_path, "chat", "--url", url, "What is the capital of France?")
+def test_chat_finds_mesh_and_key_of_this_machine(demo_mesh: Mesh) -> None:
+    done = run_infermesh(demo_mesh.tmp_path, "chat", "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_chat_asks_once_when_given_url_and_key(demo_mesh: Mesh, tmp_path: Path) -> None:
+    target = ("--url", demo_mesh.facts["url"], "--api-key", demo_mesh.facts["api_key"])
+    done = run_infermesh(tmp_path, "chat", *target, "What is the capital of France?")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
 

@@ -22,7 +22,7 @@ def over_http(mesh: Mesh) -> str:
 
 
 def test_client_streams_the_answer_of_the_http_api(demo_mesh: Mesh) -> None:
-    with Client(demo_mesh.facts["grpc"]) as client:
+    with Client(demo_mesh.facts["grpc"], demo_mesh.facts["api_key"]) as client:
         text = "".join(delta.text for delta in client.chat(QUESTION, temperature=0))
         assert client.usage is not None
         assert client.usage.completion_tokens > 0
@@ -36,13 +36,15 @@ def test_raw_stubs_stream_the_answer_of_the_http_api(demo_mesh: Mesh) -> None:
             messages=[pb.ChatMessage(role="user", content=QUESTION)],
             options=pb.GenerationOptions(sampling=sampling_pb2.SamplingParams(temperature=0)),
         )
-        responses = pb_grpc.InferenceServiceStub(channel).Chat(request, timeout=60)
+        responses = pb_grpc.InferenceServiceStub(channel).Chat(
+            request, timeout=60, metadata=demo_mesh.bearer
+        )
         text = "".join(choice.text for r in responses for choice in r.choices)
     assert text == over_http(demo_mesh)
 
 
 def test_client_raises_the_mesh_error_when_the_gateway_refuses(demo_mesh: Mesh) -> None:
-    with Client(demo_mesh.facts["grpc"]) as client:
+    with Client(demo_mesh.facts["grpc"], demo_mesh.facts["api_key"]) as client:
         with pytest.raises(ModelNotFound, match="gpt-9"):
             next(client.chat(QUESTION, model="gpt-9"))
         with pytest.raises(InvalidRequest, match="temperature"):
@@ -50,6 +52,6 @@ def test_client_raises_the_mesh_error_when_the_gateway_refuses(demo_mesh: Mesh) 
 
 
 def test_client_counts_tokens_and_lists_models(demo_mesh: Mesh) -> None:
-    with Client(demo_mesh.facts["grpc"]) as client:
+    with Client(demo_mesh.facts["grpc"], demo_mesh.facts["api_key"]) as client:
         assert client.models() == [demo_mesh.model]
         assert 1 <= client.count_tokens("What is a token?") <= 16

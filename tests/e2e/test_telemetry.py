@@ -24,7 +24,7 @@ def test_request_is_one_trace_over_gateway_scheduler_and_shard(tmp_path: Path) -
         response = httpx.post(
             f"{mesh.facts['url']}/v1/chat/completions",
             json={"model": mesh.model, "messages": [{"role": "user", "content": "Hello"}]},
-            headers={"traceparent": f"00-{TRACE}-{PARENT}-01"},
+            headers={"traceparent": f"00-{TRACE}-{PARENT}-01", **dict(mesh.bearer)},
             timeout=60,
         )
         assert response.status_code == 200
@@ -40,7 +40,7 @@ def test_request_is_one_trace_over_gateway_scheduler_and_shard(tmp_path: Path) -
 def test_response_carries_its_waterfall(demo_mesh: Mesh) -> None:
     body = {"model": demo_mesh.model, "messages": [{"role": "user", "content": "Hello"}]}
     url = f"{demo_mesh.facts['url']}/v1/chat/completions"
-    whole = httpx.post(url, json=body, timeout=60)
+    whole = httpx.post(url, json=body, headers=dict(demo_mesh.bearer), timeout=60)
     waterfall = whole.headers["infermesh-waterfall"]
     for part in ("queue", "prefill", "decode"):
         assert f"{part};dur=" in waterfall
@@ -48,7 +48,9 @@ def test_response_carries_its_waterfall(demo_mesh: Mesh) -> None:
         f"{demo_mesh.facts['admin_url']}/debug/requests/{whole.headers['x-request-id']}"
     )
     assert by_id.status_code == 200
-    streamed = httpx.post(url, json={**body, "stream": True}, timeout=60)
+    streamed = httpx.post(
+        url, json={**body, "stream": True}, headers=dict(demo_mesh.bearer), timeout=60
+    )
     comments = [line for line in streamed.text.splitlines() if line.startswith(":")]
     assert any("prefill;dur=" in line for line in comments)
 
@@ -64,7 +66,7 @@ def test_log_lines_are_json_with_the_request_id(tmp_path: Path) -> None:
         httpx.post(
             f"{mesh.facts['url']}/v1/chat/completions",
             json={"model": mesh.model, "messages": [{"role": "user", "content": "Hello"}]},
-            headers={"x-request-id": "req-for-the-log"},
+            headers={"x-request-id": "req-for-the-log", **dict(mesh.bearer)},
             timeout=60,
         )
         log = next((tmp_path / "state").glob("infermesh/logs/*/gateway.log"))

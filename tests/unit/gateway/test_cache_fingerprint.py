@@ -94,7 +94,8 @@ def test_every_field_of_a_request_is_in_the_table_or_decides_no_answer() -> None
     """A field that is added must be put into the fingerprint, or named here with its reason."""
     not_deciding = {
         "request_id", "traceparent", "deadline", "priority", "tenant", "model_id",  # no token
-        "temperature_given",  # the temperature itself is in
+        "temperature_given", "reuse_policy",  # whether it is asked for at all
+        "tenant_weight",
         "prompt_token_ids",  # exact alone; see below
         "seed",  # drawn where the client gave none, else equal to shareable_seed
         "sampling", "stop",  # by their fields

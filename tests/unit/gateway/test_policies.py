@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admission import Admission
+from gateway.auth.gate import OpenGate
 from gateway.failover import natural_end
 from gateway.fleet import parse_aliases
-from gateway.identity import Principal, check_bind, identify
+from gateway.identity import Principal, check_bind
 from gateway.records import Records
 from gateway.request import Call, Fingerprint, Options, ReplicaId, RequestId, Sampling, StopRules
 from gateway.resolve import resolve
@@ -20,6 +21,7 @@ from gateway.served_model import ServedModel, sampling_defaults
 from gateway.tokens import ChoiceTimings, FinishReason
 from infermesh.config import ConfigError
 from infermesh.errors import ContextLengthExceeded, Draining, InvalidRequest, QueueFull
+from infermesh.quota import Limits
 
 CALL = Call(RequestId("r"), "chat")
 
@@ -172,8 +174,19 @@ async def test_admission_counts_and_closes() -> None:
 
 
 @pytest.mark.parametrize("credential", [None, "", "anything"])
-def test_any_key_is_the_local_tenant(credential: str | None) -> None:
-    assert identify(credential).tenant == "local"
+async def test_any_key_is_the_local_tenant_without_an_auth_service(credential: str | None) -> None:
+    assert (await OpenGate().identify(credential, "inference")).tenant == "local"
+
+
+def test_open_ended_output_is_held_to_the_tenants_tokens_per_minute() -> None:
+    limited = Principal("acme", limits=Limits(tokens_per_minute=64))
+
+    def max_tokens(options: Options) -> int | None:
+        return resolve(CALL, options, model(), [1] * 10, limited, lambda: 77).stop.max_tokens
+
+    assert max_tokens(Options()) == 54
+    assert max_tokens(Options(n=3)) == 18
+    assert max_tokens(Options(stop=StopRules(max_tokens=60))) == 60
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The gateway's side of auth: verified keys, quota spent locally, usage spooled."""

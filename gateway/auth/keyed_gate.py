@@ -1,0 +1,130 @@
+"""The gate of a gateway with an auth service: verified keys, leased quota, spooled usage."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import grpc
+
+from gateway.auth.headers import limit_headers
+from gateway.auth.leasing import Hold, LeaseKeeper
+from gateway.auth.principals import PrincipalCache
+from gateway.auth.usage import Spool
+from gateway.auth.usage_sender import UsageSender
+from gateway.auth.verifier import Verifier
+from gateway.identity import Principal
+from gateway.records import RequestRecord
+from infermesh import rpc
+from infermesh.config import ConfigError, GatewayConfig
+from infermesh.errors import MeshError
+from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
+
+if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
+    from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
+
+
+class KeyedGate:
+    """Asks the auth service; create it inside the event loop.
+
+    Args:
+        clock: monotonic seconds.
+
+    Raises:
+        ConfigError: there is no folder for usage.
+    """
+
+    def __init__(self, config: GatewayConfig, clock: Callable[[], float]) -> None:
+        if not config.usage_dir:
+            raise ConfigError("gateway.usage_dir is empty; with gateway.auth it must be a folder")
+        self._spool = Spool(Path(config.usage_dir).expanduser())
+        self._channel = rpc.channel(config.auth)
+        stub = cast("AuthServiceAsyncStub", AuthServiceStub(self._channel))
+        cache = PrincipalCache(config.principal_ttl_s, config.auth_outage_s, clock)
+        self._leases = LeaseKeeper(stub, config.gateway_id, clock)
+        self._verifier = Verifier(stub, cache, self._leases.forget_refusal)
+        self._sender = UsageSender(stub, self._spool)
+
+    async def identify(self, credential: str | None, scope: str) -> Principal:
+        principal = await self._verifier.identify(credential)
+        principal.require(scope)
+        return principal
+
+    async def admit(self, principal: Principal, num_tokens: int) -> "KeyedTicket":
+        try:
+            hold = await self._leases.reserve(principal, num_tokens)
+        except MeshError as error:
+            # told to clients as headers, and on gRPC as details
+            error.metadata.update(self._headers(principal), tenant=principal.tenant)
+            raise
+        headers = self._headers(principal) if hold is not None else {}
+        return KeyedTicket(principal, hold, headers, self._leases, self._spool)
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        tasks.create_task(self._verifier.follow())
+        tasks.create_task(self._leases.run())
+        tasks.create_task(self._sender.run())
+
+    async def flush(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, OSError):
+            async with asyncio.timeout(timeout_s):
+                await self._sender.flush()
+
+    async def close(self) -> None:
+        self._spool.close()
+        await self._channel.close()
+
+    def _headers(self, principal: Principal) -> dict[str, str]:
+        return limit_headers(principal.limits, self._leases.last_grant(principal.tenant))
+
+
+class KeyedTicket:
+    """A request's hold on quota, and its row in the ledger."""
+
+    def __init__(
+        self,
+        principal: Principal,
+        hold: Hold | None,
+        headers: dict[str, str],
+        leases: LeaseKeeper,
+        spool: Spool,
+    ) -> None:
+        self.headers = headers
+        self._principal = principal
+        self._hold = hold
+        self._leases = leases
+        self._spool = spool
+        self._closed = False
+
+    def settle(self, record: RequestRecord) -> None:
+        if self._closed:
+            return
+        usage = record.usage
+        self._release(usage.prompt_tokens + usage.completion_tokens)
+        self._spool.append(
+            {
+                "record_id": secrets.token_hex(16),
+                "request_id": record.request_id,
+                "tenant_id": self._principal.tenant,
+                "key_id": self._principal.key_id,
+                "model": record.model,
+                "endpoint": record.endpoint,
+                "status": "ok" if record.status == "running" else record.status,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "cached_prompt_tokens": usage.cached_prompt_tokens,
+                "finished_unix_ms": time.time_ns() // 1_000_000,
+            }
+        )
+
+    def cancel(self) -> None:
+        if not self._closed:
+            self._release(0)
+
+    def _release(self, used_tokens: int) -> None:
+        self._closed = True
+        if self._hold is not None:
+            self._leases.settle(self._hold, used_tokens)

@@ -1,0 +1,136 @@
+"""Turns credentials into principals: from the cache, or by asking the auth service. Keeps the cache
+right by following the change feed.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from gateway.auth.principals import Digest, PrincipalCache, digest
+from gateway.auth.translate import principal_from_pb, seconds_from_pb
+from gateway.identity import Principal
+from infermesh.errors import (
+    AuthUnavailable,
+    DeadlineExceeded,
+    InvalidApiKey,
+    Unavailable,
+    from_rpc_error,
+)
+from infermesh.telemetry import logs
+from infermesh.v1 import auth_service_pb2 as pb
+
+if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
+    from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
+
+_log = logs.get(__name__)
+_ASK_S = 2.0
+# The auth service says something every second.
+_SILENCE_S = 3.0
+_RETRY_S = 0.1
+_RETRY_AFTER_S = 1.0
+_MAX_KEY_CHARS = 512
+_NO_KEY = (
+    "You didn't provide an API key. You need to provide your API key in an Authorization header "
+    "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+)
+
+
+class Verifier:
+    """Identifies callers.
+
+    Args:
+        on_tenant_change: called with the tenant whose limits may be others now.
+    """
+
+    def __init__(
+        self,
+        stub: "AuthServiceAsyncStub",
+        cache: PrincipalCache,
+        on_tenant_change: Callable[[str], None],
+    ) -> None:
+        self._stub = stub
+        self._cache = cache
+        self._on_tenant_change = on_tenant_change
+        self._asking: dict[Digest, asyncio.Lock] = {}
+
+    async def identify(self, credential: str | None) -> Principal:
+        """Whom a credential belongs to.
+
+        Raises:
+            InvalidApiKey: nobody.
+            AuthUnavailable: it is not known here, and the auth service does not answer.
+        """
+        if not credential:
+            raise InvalidApiKey(_NO_KEY)
+        if len(credential) > _MAX_KEY_CHARS:
+            raise InvalidApiKey("Incorrect API key provided: it is too long.")
+        key = digest(credential)
+        principal = self._cache.fresh(key)
+        if principal is not None:
+            return principal
+        lock = self._asking.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:  # one question for all who wait with the same key
+                return self._cache.fresh(key) or await self._ask(key, credential)
+        finally:
+            if not lock.locked():
+                self._asking.pop(key, None)
+
+    async def follow(self) -> None:
+        """Follows the change feed, reconnecting, until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except (grpc.aio.AioRpcError, TimeoutError) as exc:
+                _log.debug("change feed broke", extra={"error": str(exc)})
+            self._cache.unwatched()
+            # jitter: many gateways come back at once
+            await asyncio.sleep(_RETRY_S * (1 + secrets.randbelow(100) / 100))
+
+    async def _ask(self, key: Digest, credential: str) -> Principal:
+        try:
+            request = pb.AuthenticateRequest(api_key=credential)
+            answer = await self._stub.Authenticate(request, timeout=_ASK_S)
+        except grpc.aio.AioRpcError as exc:
+            error = from_rpc_error(exc)
+            if isinstance(error, InvalidApiKey):
+                self._cache.refuse(key, error)
+                raise error from None
+            stale = self._cache.stale(key)
+            if stale is not None:
+                return stale
+            if not isinstance(error, Unavailable | DeadlineExceeded):
+                raise error from None
+            raise AuthUnavailable(
+                "the API key can't be checked now; try again", retry_after_s=_RETRY_AFTER_S
+            ) from None
+        principal = principal_from_pb(answer.principal)
+        valid_for_s = seconds_from_pb(answer.principal, "valid_for")
+        self._cache.put(key, principal, valid_for_s, answer.sequence)
+        return principal
+
+    async def _follow(self) -> None:
+        request = pb.WatchRevocationsRequest(after_sequence=self._cache.sequence)
+        call = self._stub.WatchRevocations(request)
+        try:
+            while True:
+                async with asyncio.timeout(_SILENCE_S):
+                    message = await call.read()
+                if not isinstance(message, pb.WatchRevocationsResponse):  # the end of the stream
+                    return
+                self._see(message)
+        finally:
+            call.cancel()
+
+    def _see(self, message: Any) -> None:
+        kind = message.WhichOneof("kind")
+        if kind == "position":
+            self._cache.watched(message.sequence, resync=message.position.resync)
+        elif kind == "key_id":
+            self._cache.drop(message.sequence, key_id=message.key_id)
+        elif kind == "tenant_id":
+            self._cache.drop(message.sequence, tenant=message.tenant_id)
+            self._on_tenant_change(message.tenant_id)

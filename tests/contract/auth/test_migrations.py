@@ -1,0 +1,127 @@
+"""A database of any age becomes this version's; what can't be used says so in one sentence."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from infermesh.config import ConfigError
+from infermesh.v1 import auth_service_pb2 as pb
+from services.auth import api_key
+from services.auth.database import Database
+from services.auth.migrate import migrate, revisions
+from services.auth.schema import counters, keys, metadata, tenants
+from tests.auth_process import running_auth
+from tests.postgres import Postgres
+
+ACME = {
+    "id": "acme",
+    "name": "Acme",
+    "tokens_per_minute": 100,
+    "weight": 1.0,
+    "semantic_cache": False,
+    "reuse_policy": "",
+    "created_at": 1,
+}
+
+
+def differences(connection: sa.Connection) -> list[Any]:
+    found: list[Any] = compare_metadata(MigrationContext.configure(connection), metadata)
+    return found
+
+
+async def test_empty_database_gets_the_tables_of_this_version(database_url: str) -> None:
+    database = Database(database_url)
+    await migrate(database)
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+    await database.close()
+
+
+async def test_data_of_the_previous_version_goes_on(database_url: str, tmp_path: Path) -> None:
+    database = Database(database_url)
+    await migrate(database, revisions()[-2])
+    key_id, text = api_key.draw()
+    key = {
+        "id": key_id,
+        "tenant_id": "acme",
+        "name": "old",
+        "hash": api_key.hashed(text),
+        "scopes": ["inference"],
+        "models": [],
+        "created_at": 1,
+    }
+    async with database.writing() as connection:
+        await connection.execute(sa.insert(tenants).values(**ACME))
+        await connection.execute(sa.insert(keys).values(**key))
+    await database.close()
+    async with running_auth(tmp_path, database_url) as auth:
+        answer = await auth.stub.Authenticate(pb.AuthenticateRequest(api_key=text))
+        assert answer.principal.limits.tokens_per_minute == 100
+        lease = auth.stub.Lease()
+        hello = pb.LeaseHello(gateway_id="g", incarnation="1")
+        await lease.write(pb.LeaseRequest(hello=hello))
+        need = pb.QuotaAmounts(tokens=500)
+        state = pb.LeaseState(lease_id="l", tenant_id="acme", needed=need, least_needed=need)
+        await lease.write(pb.LeaseRequest(report=pb.LeaseReport(leases=[state])))
+        assert (await lease.read()).grants[0].granted.tokens == 100
+        lease.cancel()
+
+
+async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    await asyncio.gather(*(migrate(database) for database in databases))
+    async with databases[0].reading() as connection:
+        query = sa.select(counters.c.value).where(counters.c.name == "starts")
+        assert (await connection.execute(query)).scalar_one() == 4
+    for database in databases:
+        await database.close()
+
+
+async def test_newer_schema_is_refused_by_name(database_url: str) -> None:
+    database = Database(database_url)
+    await migrate(database)
+    async with database.writing() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match=r"9999.*later version"):
+        await migrate(database)
+    await database.close()
+
+
+async def test_read_only_database_is_refused(
+    tmp_path: Path, database_url: str, request: pytest.FixtureRequest
+) -> None:
+    database = Database(database_url)
+    await migrate(database)
+    await database.close()
+    if database.is_sqlite:
+        read_only_url = f"sqlite:///file:{tmp_path / 'auth.sqlite3'}?mode=ro&uri=true"
+    else:
+        cluster: Postgres = request.getfixturevalue("postgres")
+        cluster.make_read_only(database_url)
+        read_only_url = database_url
+    database = Database(read_only_url)
+    with pytest.raises(ConfigError, match=r"auth\.database_url: .*read-?only"):
+        await migrate(database)
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "no database URL"),
+        ("mysql://localhost/x", "mysql"),
+        ("sqlite:////nowhere/at/all.sqlite3", "/nowhere/at"),
+        ("postgresql://u:hidden@/x?host=/nowhere", "No such file"),
+    ],
+)
+async def test_bad_url_is_refused_in_one_sentence(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        await migrate(Database(url))
+    assert "auth.database_url" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)
