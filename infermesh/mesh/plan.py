@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infermesh.config import AuthConfig, GatewayConfig, SchedulerConfig, Settings, ShardConfig
+from infermesh.config import (
+    AuthConfig,
+    CacheConfig,
+    GatewayConfig,
+    SchedulerConfig,
+    Settings,
+    ShardConfig,
+)
 from infermesh.config_fields import sections
 from infermesh.mesh.models import ModelChoice
 from infermesh.mesh.state import StateFolder
@@ -35,10 +42,15 @@ class AuthPlan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Processes of one kind, which stop together."""
+    """Processes of one kind, which stop together.
+
+    Attributes:
+        late: the mesh can answer without them: they start once it does, and nobody waits for them.
+    """
 
     name: str
     processes: tuple[ProcessSpec, ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +71,13 @@ def plan_mesh(
     run_dir: Path,
     log_dir: Path,
     state: StateFolder | None,
+    cache_dir: Path | None = None,
 ) -> MeshPlan:
     """The processes of one gateway over `replicas` schedulers of each model, one shard each.
 
     Args:
         state: where the auth service keeps its data; None: no auth service, any key is accepted.
+        cache_dir: where the semantic cache keeps its answers; None: no cache.
     """
     shards, schedulers, addresses = [], [], []
     copies = [(model, copy) for model in models for copy in range(replicas)]
@@ -83,7 +97,8 @@ def plan_mesh(
         shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
         schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
         addresses.append(scheduler_address)
-    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
+    cache_address = f"unix:{run_dir}/cache.sock" if cache_dir else ""
+    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses), cache=cache_address)
     auth_groups, auth = [], None
     if state is not None:
         auth = AuthPlan(f"unix:{run_dir}/auth.sock", f"unix:{run_dir}/auth-admin.sock")
@@ -93,10 +108,17 @@ def plan_mesh(
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
     edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
+    caches = []
+    if cache_dir is not None:
+        folder = settings.cache.data_dir or str(cache_dir)
+        cache = dataclasses.replace(settings.cache, address=cache_address, data_dir=folder)
+        one = dataclasses.replace(settings, cache=cache)
+        caches.append(_spec("cache", "services.cache", one, run_dir, log_dir))
     groups = (
         *auth_groups,
         Group("shards", tuple(shards)),
         Group("schedulers", tuple(schedulers)),
+        Group("cache", tuple(caches), late=True),
         Group("gateway", (edge_process,)),
     )
     names = tuple(model.name for model in models)
@@ -133,6 +155,7 @@ def _with_auth(gateway: GatewayConfig, plan: AuthPlan, state: StateFolder) -> Ga
 
 _SECTION_OF: dict[str, type] = {
     "gateway": GatewayConfig,
+    "services.cache": CacheConfig,
     "services.auth": AuthConfig,
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,
