@@ -48,25 +48,17 @@ def plan_mesh(
     log_dir: Path,
 ) -> MeshPlan:
     """The processes of one gateway over `replicas` schedulers of each model, one shard each."""
-    shards, schedulers, addresses = [], [], []
-    copies = [(model, copy) for model in models for copy in range(replicas)]
-    for index, (model, copy) in enumerate(copies):
-        shard_address = f"unix:{run_dir}/shard-{index}.sock"
-        scheduler_address = f"unix:{run_dir}/scheduler-{index}.sock"
-        shard = dataclasses.replace(settings.shard, address=shard_address, local_shards=len(copies))
-        scheduler = dataclasses.replace(
-            settings.scheduler,
-            address=scheduler_address,
-            shard=shard_address,
-            model=model.source,
-            model_id=model.name,
-            replica_id=f"{'replica' if len(models) == 1 else model.name}-{copy}",
-        )
-        one = dataclasses.replace(settings, shard=shard, scheduler=scheduler)
-        shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
-        schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
-        addresses.append(scheduler_address)
-    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
+    copies = _replicas(settings, models, replicas, run_dir)
+    shards = [
+        _spec(f"shard-{index}", "services.shard", one, run_dir, log_dir)
+        for index, one in enumerate(copies)
+    ]
+    schedulers = [
+        _spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir)
+        for index, one in enumerate(copies)
+    ]
+    addresses = tuple(one.scheduler.address for one in copies)
+    gateway = dataclasses.replace(settings.gateway, replicas=addresses)
     # the gateway's admin port serves its metrics
     telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
     edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
@@ -76,8 +68,29 @@ def plan_mesh(
         Group("schedulers", tuple(schedulers)),
         Group("gateway", (edge_process,)),
     )
-    names = tuple(model.name for model in models)
-    return MeshPlan(groups, edge_process, tuple(addresses), names)
+    return MeshPlan(groups, edge_process, addresses, tuple(model.name for model in models))
+
+
+def _replicas(
+    settings: Settings, models: Sequence[ModelChoice], replicas: int, run_dir: Path
+) -> list[Settings]:
+    """The settings of each scheduler and its shard, model by model."""
+    copies = [(model, copy) for model in models for copy in range(replicas)]
+    found = []
+    for index, (model, copy) in enumerate(copies):
+        shard = dataclasses.replace(
+            settings.shard, address=f"unix:{run_dir}/shard-{index}.sock", local_shards=len(copies)
+        )
+        scheduler = dataclasses.replace(
+            settings.scheduler,
+            address=f"unix:{run_dir}/scheduler-{index}.sock",
+            shard=shard.address,
+            model=model.source,
+            model_id=model.name,
+            replica_id=f"{'replica' if len(models) == 1 else model.name}-{copy}",
+        )
+        found.append(dataclasses.replace(settings, shard=shard, scheduler=scheduler))
+    return found
 
 
 _SECTION_OF: dict[str, type] = {
