@@ -76,6 +76,9 @@ class AuthConfig:
     database_url: str = setting(
         "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
     )
+    jwt_keys_file: str = setting("", "JWKS file of an issuer of tokens; empty: API keys alone")
+    jwt_issuer: str = setting("", "`iss` of its tokens")
+    jwt_audience: str = setting("infermesh", "`aud` of its tokens")
     lease_s: float = setting(20.0, "a gateway's quota is its own for so long", low=1.0)
     max_request_s: float = setting(
         600.0, "a lost gateway's requests hold their places for so long", low=0.0
