@@ -66,7 +66,7 @@ class CacheAdminServicer(pb_grpc.SemanticCacheAdminServiceServicer):
         state = self._embeddings.state.name
         response = pb.GetStatsResponse(
             num_entries=len(holdings.store),
-            num_semantic_entries=holdings.store.num_semantic,
+            num_semantic_entries=holdings.store.num_indexed,
             num_bytes=holdings.store.num_bytes,
             max_bytes=self._max_bytes,
             num_quarantined=len(holdings.quarantine),

@@ -27,7 +27,7 @@ _PERSONAL = tuple(
         r"\b(?:api[ _-]?key|password|passwort|passwd|secret|token|pin|otp)\b\s*(?:is|[:=])",
         r"(?<!\w)(?=[a-z0-9+/_-]{24,})(?=\S*\d)(?=\S*[a-z])[a-z0-9+/_-]{24,}",  # random strings
         r"\b(?:my|our|mine)\b",
-        r"\bam i\b|\b(?:do|did|have|has|will|can) i (?:have|owe|own|get|got|been|be)\b",
+        r"\bam i\b|\b(?:do|did|have|has|will|can) i (?:have|owe|own)\b",
         r"\bi(?:'m| am|'ve| have| was| live| work| owe| own| bought| ordered| paid)\b",
     )
 )

@@ -22,12 +22,9 @@ _log = logs.get(__name__)
 class LookupSession:
     """Answers come in any order, one per query; a client that does not read is not read from."""
 
-    def __init__(
-        self, lookups: Lookups, tasks: asyncio.TaskGroup, max_open: int = MAX_OPEN
-    ) -> None:
+    def __init__(self, lookups: Lookups, tasks: asyncio.TaskGroup) -> None:
         self._lookups = lookups
         self._tasks = tasks
-        self._max_open = max_open
         self._open: dict[int, asyncio.Task[None]] = {}
         self._answers: asyncio.Queue[pb.LookupResponse | None] = asyncio.Queue(_MAX_UNREAD)
         self._is_half_closed = False
@@ -88,7 +85,7 @@ class LookupSession:
         query = query_from_pb(message)
         began_ns = time.time_ns()
         found = self._lookups.at_once(query)
-        if found is None and len(self._open) >= self._max_open:
+        if found is None and len(self._open) >= MAX_OPEN:
             found = self._lookups.refuse_overload()
         if found is not None:
             _trace(message, found, began_ns)

@@ -62,7 +62,8 @@ class Store:
         self._in_partition: Counter[ScopedKey] = Counter()
         self.wordings = Wordings()
         self.num_bytes = 0
-        self.num_semantic = 0
+        # Those with a vector: what can be found by meaning.
+        self.num_indexed = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -97,7 +98,6 @@ class Store:
         if entry.is_semantic:
             self._in_partition[entry.keys.partition] += 1
             self.wordings.add(entry.keys.partition, entry.id, entry.text)
-            self.num_semantic += 1
         return removed
 
     def attach(self, entry_id: EntryId, vector: Vectors) -> bool:
@@ -105,6 +105,7 @@ class Store:
         held = self._by_id.get(entry_id)
         if held is None:
             return False
+        self.num_indexed += held.vector is None
         self.num_bytes -= held.num_bytes
         held.vector = vector
         self.num_bytes += held.num_bytes
@@ -150,8 +151,8 @@ class Store:
             self._places[held.place] = last
             self._by_id[last].place = held.place
         self.num_bytes -= held.num_bytes
+        self.num_indexed -= held.vector is not None
         if entry.is_semantic:
-            self.num_semantic -= 1
             self._in_partition[entry.keys.partition] -= 1
             self.wordings.remove(entry.keys.partition, entry.id)
             if not self._in_partition[entry.keys.partition]:

@@ -14,6 +14,7 @@ import grpc
 from infermesh import rpc
 from infermesh.config import CacheConfig
 from infermesh.v1 import sampling_pb2
+from infermesh.v1 import semantic_cache_admin_service_pb2 as admin_pb
 from infermesh.v1 import semantic_cache_admin_service_pb2_grpc as admin_grpc
 from infermesh.v1 import semantic_cache_service_pb2 as pb
 from infermesh.v1 import semantic_cache_service_pb2_grpc as pb_grpc
@@ -53,6 +54,15 @@ class Client:
                 response = await self.cache.GetEmbedder(pb.GetEmbedderRequest(), timeout=5)
                 if response.state != pb.EMBEDDER_STATE_LOADING:
                     return response
+                await asyncio.sleep(0.02)  # a poll of another thread's progress
+
+    async def indexed(self, count: int) -> None:
+        """Waits until so many entries can be found by meaning."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                stats = await self.admin.GetStats(admin_pb.GetStatsRequest(), timeout=5)
+                if stats.num_semantic_entries >= count:
+                    return
                 await asyncio.sleep(0.02)  # a poll of another thread's progress
 
 

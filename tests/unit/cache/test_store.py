@@ -52,7 +52,7 @@ def test_put_replaces_when_the_exact_key_is_there() -> None:
     held = store.find(keys("q").exact, 0.0)
     assert held is not None
     assert held.entry.id == 2
-    assert len(store) == store.num_semantic == 1
+    assert len(store) == 1
 
 
 def test_evict_removes_what_saves_the_least_per_byte() -> None:
@@ -98,7 +98,7 @@ def test_figures_agree_with_the_entries_after_any_history(
             store.expire(now_s)
             assert all(one.entry.expires_s > now_s for one in store)
         assert store.num_bytes == sum(one.num_bytes for one in store)
-        assert store.num_semantic == len(store)
+        assert store.num_indexed == sum(one.vector is not None for one in store)
         assert sorted(store._places) == sorted(one.entry.id for one in store)
         for one in store:
             assert store._places[one.place] == one.entry.id
