@@ -1,12 +1,10 @@
-"""Who calls, and which addresses are safe to listen on.
+"""Who calls: the value that every stage after the gate decides by.
 
 Without an auth service any key, or none, is the local tenant, which is safe on this machine only.
 """
 
-import ipaddress
 from dataclasses import dataclass
 
-from infermesh.config import ConfigError
 from infermesh.errors import PermissionDenied
 from infermesh.quota import Limits
 
@@ -55,24 +53,3 @@ class Principal:
 
 
 LOCAL = Principal(tenant="local", semantic_cache=True)
-
-
-def check_bind(setting: str, address: str) -> None:
-    """Raises ConfigError for an address that others than this machine could reach."""
-    if address.startswith("unix:"):
-        return
-    host = address.rpartition(":")[0].strip("[]")
-    if not _is_loopback(host):
-        raise ConfigError(
-            f"{setting} is {address}, which other machines can reach, but keys would travel in the "
-            "clear; bind it to 127.0.0.1, [::1] or a unix socket"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

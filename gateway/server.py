@@ -16,11 +16,11 @@ from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
 from gateway.http.admin import admin_app
 from gateway.http.app import public_app
 from gateway.http.serve import HttpServer
-from gateway.identity import check_bind
 from gateway.pipeline import Pipeline
 from infermesh import rpc
 from infermesh.config import GatewayConfig
 from infermesh.errors import Draining
+from infermesh.loopback import check_bind
 from infermesh.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
 _TOKENIZER_THREADS = 2

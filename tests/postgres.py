@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -58,11 +59,12 @@ class Postgres:
         if os.geteuid() == 0:
             shutil.chown(self._folder, user)
         data = self._folder / "data"
-        log = (self._folder / "log").open("wb")
+        log = (self._folder / "log").open("ab")
         initdb = [self._bin / "initdb", "-D", data, "-U", _USER, "-A", "trust", "-E", "UTF8"]
-        subprocess.run(
-            [*initdb, "--no-sync", "--locale=C"], check=True, stdout=log, stderr=log, user=user
-        )
+        if not data.exists():
+            subprocess.run(
+                [*initdb, "--no-sync", "--locale=C"], check=True, stdout=log, stderr=log, user=user
+            )
         settings = ("listen_addresses=", f"unix_socket_directories={self._folder}", "fsync=off")
         flags = [word for setting in settings for word in ("-c", setting)]
         self._process = subprocess.Popen(
@@ -82,7 +84,8 @@ class Postgres:
     def stop(self) -> None:
         """Ends it."""
         if self._process is not None:
-            self._process.terminate()
+            # fast shutdown: sessions are ended, not waited for
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
 
     def create_database(self) -> str:

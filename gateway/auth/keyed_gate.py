@@ -12,6 +12,7 @@ import grpc
 
 from gateway.auth.headers import limit_headers
 from gateway.auth.leasing import Hold, LeaseKeeper
+from gateway.auth.metrics import ADMISSIONS
 from gateway.auth.principals import PrincipalCache
 from gateway.auth.usage import Spool
 from gateway.auth.usage_sender import UsageSender
@@ -58,9 +59,13 @@ class KeyedGate:
             hold = await self._leases.reserve(principal, num_tokens)
         except MeshError as error:
             # told to clients as headers, and on gRPC as details
+            ADMISSIONS.labels(error.code).inc()
             error.metadata.update(self._headers(principal), tenant=principal.tenant)
             raise
-        headers = self._headers(principal) if hold is not None else {}
+        headers = {}
+        if hold is not None:
+            ADMISSIONS.labels("admitted").inc()
+            headers = self._headers(principal)
         return KeyedTicket(principal, hold, headers, self._leases, self._spool)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:

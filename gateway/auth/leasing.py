@@ -87,6 +87,7 @@ class LeaseKeeper:
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
         self._wake = asyncio.Event()
+        self._connected = False
 
     async def reserve(self, principal: Principal, num_tokens: int) -> Hold | None:
         """Reserves for one request; None where its tenant has no limits.
@@ -134,6 +135,7 @@ class LeaseKeeper:
             try:
                 await self._report_on(self._stub.Lease())
             except _BROKEN as exc:
+                self._connected = False
                 _log.debug("lease stream broke", extra={"error": as_mesh_error(exc).message})
             await asyncio.sleep(_RETRY_S)
 
@@ -144,7 +146,7 @@ class LeaseKeeper:
         tenant.waiters.append(waiter)
         self._wake.set()
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_PATIENCE_S + (_ANSWER_S if self._connected else 0.0)):
                 return Hold(await waiter.admitted, cost)
         except BaseException as exc:
             self._leave(tenant, waiter)
@@ -209,6 +211,7 @@ class LeaseKeeper:
         if not isinstance(answer, pb.LeaseResponse):
             # the stream ended: the call's status says why
             raise AuthUnavailable((await call.details()) or "the lease stream ended")
+        self._connected = True
         if len(answer.grants) != len(states):
             raise ProtocolViolation("a lease report was not answered in full")
         for state, message in zip(states, answer.grants, strict=True):

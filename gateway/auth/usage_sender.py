@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from gateway.auth.metrics import USAGE_SENT
 from gateway.auth.translate import usage_to_pb
 from gateway.auth.usage import Segment, Spool, UsageRow
 from infermesh.telemetry import logs
@@ -52,6 +53,7 @@ class UsageSender:
             rows = await asyncio.to_thread(segment.rows)
             if rows:
                 await self._stub.RecordUsage(_messages(rows), timeout=_SEND_S)
+                USAGE_SENT.inc(len(rows))
         except BaseException:
             segment.release()
             raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gateway.auth.metrics import KEY_CHECKS
 from gateway.auth.principals import Digest, PrincipalCache, digest
 from gateway.auth.translate import principal_from_pb, seconds_from_pb
 from gateway.identity import Principal
@@ -96,6 +97,7 @@ class Verifier:
             answer = await self._stub.Authenticate(request, timeout=_ASK_S)
         except grpc.aio.AioRpcError as exc:
             error = from_rpc_error(exc)
+            KEY_CHECKS.labels(error.code).inc()
             if isinstance(error, InvalidApiKey):
                 self._cache.refuse(key, error)
                 raise error from None
@@ -107,6 +109,7 @@ class Verifier:
             raise AuthUnavailable(
                 "the API key can't be checked now; try again", retry_after_s=_RETRY_AFTER_S
             ) from None
+        KEY_CHECKS.labels("ok").inc()
         principal = principal_from_pb(answer.principal)
         valid_for_s = seconds_from_pb(answer.principal, "valid_for")
         self._cache.put(key, principal, valid_for_s, answer.sequence)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from infermesh.cli import chat, config, up
+from infermesh.cli import chat, config, keys, tenants, up, usage
 from infermesh.config import ConfigError
 from infermesh.errors import MeshError
 
@@ -17,6 +17,9 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
+app.command("usage")(usage.usage)
+app.add_typer(keys.app, name="keys")
+app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 
 

@@ -121,7 +121,9 @@ class Database:
         except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
             raise self._unavailable(error) from None
         except DBAPIError as error:
-            if error.connection_invalidated or "read-only" in str(error.orig):
+            # the base class is what the driver has no name for: no such database, a shutdown
+            unnamed = type(error) is DBAPIError
+            if unnamed or error.connection_invalidated or "read-only" in str(error.orig):
                 raise self._unavailable(error) from None
             raise
 

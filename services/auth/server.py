@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from infermesh.errors import InvalidRequest, ProtocolViolation
+from infermesh.errors import InvalidRequest, MeshError, ProtocolViolation
 from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1.auth_service_pb2_grpc import AuthServiceServicer as Base
-from services.auth import wire
+from services.auth import metrics, wire
 from services.auth.changes import Change, ChangeFeed
 from services.auth.keys import Keys
 from services.auth.leases import Gateway, Leases
@@ -30,7 +30,13 @@ class AuthServicer(Base):
     async def Authenticate(
         self, request: pb.AuthenticateRequest, context: Any
     ) -> pb.AuthenticateResponse:
-        return wire.verified_to_pb(await self._keys.verify(request.api_key))
+        try:
+            verified = await self._keys.verify(request.api_key)
+        except MeshError as error:
+            metrics.AUTHENTICATIONS.labels(error.code).inc()
+            raise
+        metrics.AUTHENTICATIONS.labels("ok").inc()
+        return wire.verified_to_pb(verified)
 
     async def Lease(
         self, request_iterator: AsyncIterator[pb.LeaseRequest], context: Any
@@ -47,6 +53,8 @@ class AuthServicer(Base):
             else:
                 reports = [wire.report_from_pb(state) for state in message.report.leases]
                 grants = [await self._leases.report(gateway, report) for report in reports]
+                for grant in grants:
+                    metrics.LEASE_REPORTS.labels("refused" if grant.refused else "granted").inc()
                 yield pb.LeaseResponse(grants=map(wire.grant_to_pb, grants))
 
     async def WatchRevocations(
@@ -73,6 +81,8 @@ class AuthServicer(Base):
             if len(rows) > _MAX_USAGE_ROWS:
                 raise InvalidRequest(f"more than {_MAX_USAGE_ROWS} records in one call")
         num_stored = await self._ledger.append(rows)
+        metrics.USAGE_STORED.inc(num_stored)
+        metrics.USAGE_DUPLICATES.inc(len(rows) - num_stored)
         return pb.RecordUsageResponse(num_stored=num_stored, num_duplicates=len(rows) - num_stored)
 
 

@@ -10,6 +10,7 @@ import grpc
 
 from infermesh import rpc
 from infermesh.config import AuthConfig, ConfigError
+from infermesh.loopback import check_bind
 from infermesh.v1 import (
     auth_admin_service_pb2,
     auth_admin_service_pb2_grpc,
@@ -29,6 +30,8 @@ from services.auth.tenants import Tenants
 _NAME = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name
 _ADMIN_NAME = auth_admin_service_pb2.DESCRIPTOR.services_by_name["AuthAdminService"].full_name
 
+_STOP_GRACE_S = 0.5
+
 
 class AuthProcess:
     """Implements `infermesh.lifecycle.Service`.
@@ -43,6 +46,7 @@ class AuthProcess:
     name = "auth"
 
     def __init__(self, config: AuthConfig, clock: Callable[[], float] = time.time) -> None:
+        check_bind("auth.address", config.address)
         if config.admin_address and not config.admin_address.startswith("unix:"):
             raise ConfigError(
                 f"auth.admin_address is {config.admin_address}; it must be unix:/path, whose file "
@@ -54,6 +58,7 @@ class AuthProcess:
         self._servers: list[grpc.aio.Server] = []
         self._health: list[rpc.HealthHandle] = []
         self._addresses: dict[str, str] = {}
+        self._feeding: asyncio.Task[None] | None = None
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Migrates the database, then serves.
@@ -78,7 +83,7 @@ class AuthProcess:
             admin = AuthAdminServicer(tenants, keys, ledger)
             auth_admin_service_pb2_grpc.add_AuthAdminServiceServicer_to_server(admin, server)
             await self._serve("admin_address", server, config.admin_address, _ADMIN_NAME)
-        tasks.create_task(feed.run())
+        self._feeding = tasks.create_task(feed.run())
 
     async def drain(self, grace_s: float) -> None:
         """Calls under way finish; streams of gateways never end by themselves."""
@@ -89,7 +94,11 @@ class AuthProcess:
     async def stop(self) -> None:
         """Closes sockets and the database."""
         for server in self._servers:
-            await server.stop(grace=0.5)
+            await server.stop(grace=_STOP_GRACE_S)
+        if self._feeding is not None:
+            # nobody may open a connection any more
+            self._feeding.cancel()
+            await asyncio.wait([self._feeding])
         await self._database.close()
 
     def announce(self) -> dict[str, str]:

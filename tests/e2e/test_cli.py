@@ -1,10 +1,12 @@
 """The command line, as a person meets it: clear sentences, no tracebacks, nothing left behind."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,9 +73,29 @@ def unreachable_hub_model(tmp_path: Path) -> list[str]:
     return ["--model", "nobody/nothing-here"]
 
 
+def bad_database_url(tmp_path: Path) -> list[str]:
+    return ["--set", "auth.database_url=nonsense"]
+
+
+def database_without_folder(tmp_path: Path) -> list[str]:
+    return ["--set", f"auth.database_url=sqlite:///{tmp_path}/no/auth.sqlite3"]
+
+
+def newer_database(tmp_path: Path) -> list[str]:
+    path = tmp_path / "auth.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+        database.commit()
+    return ["--set", f"auth.database_url=sqlite:///{path}"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
+        (bad_database_url, ["auth.database_url", "nonsense"]),
+        (database_without_folder, ["auth.database_url", "/no"]),
+        (newer_database, ["9999", "later version"]),
         (corrupt_weights, ["model.safetensors"]),
         (no_tokenizer, ["tokenizer"]),
         (unsupported_model, ["mamba", "llama"]),

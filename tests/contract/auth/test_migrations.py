@@ -4,19 +4,21 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from infermesh.config import ConfigError
+from infermesh.errors import AuthUnavailable, from_rpc_error
 from infermesh.v1 import auth_service_pb2 as pb
 from services.auth import api_key
 from services.auth.database import Database
 from services.auth.migrate import migrate, revisions
 from services.auth.schema import counters, keys, metadata, tenants
 from tests.auth_process import running_auth
-from tests.postgres import Postgres
+from tests.postgres import Postgres, running_postgres
 
 ACME = {
     "id": "acme",
@@ -108,6 +110,27 @@ async def test_read_only_database_is_refused(
     with pytest.raises(ConfigError, match=r"auth\.database_url: .*read-?only"):
         await migrate(database)
     await database.close()
+
+
+async def test_absent_postgresql_database_is_refused_by_name(postgres: Postgres) -> None:
+    url = postgres.create_database().replace("/test_", "/missing_")
+    with pytest.raises(ConfigError, match=r"auth\.database_url: .*missing_.*does not exist"):
+        await migrate(Database(url))
+
+
+async def test_postgresql_that_comes_back_is_used_again(tmp_path: Path) -> None:
+    with running_postgres() as cluster:
+        async with running_auth(tmp_path, cluster.create_database()) as auth:
+            await auth.tenant("acme")
+            text, _ = await auth.key("acme")
+            request = pb.AuthenticateRequest(api_key=text)
+            await auth.stub.Authenticate(request)
+            await asyncio.to_thread(cluster.stop)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await auth.stub.Authenticate(request, timeout=10)
+            assert isinstance(from_rpc_error(caught.value), AuthUnavailable)
+            await asyncio.to_thread(cluster.start)
+            await auth.stub.Authenticate(request, timeout=10)
 
 
 @pytest.mark.parametrize(

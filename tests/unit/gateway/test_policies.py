@@ -12,7 +12,7 @@ from gateway.admission import Admission
 from gateway.auth.gate import OpenGate
 from gateway.failover import natural_end
 from gateway.fleet import parse_aliases
-from gateway.identity import Principal, check_bind
+from gateway.identity import Principal
 from gateway.records import Records
 from gateway.request import Call, Fingerprint, Options, ReplicaId, RequestId, Sampling, StopRules
 from gateway.resolve import resolve
@@ -21,6 +21,7 @@ from gateway.served_model import ServedModel, sampling_defaults
 from gateway.tokens import ChoiceTimings, FinishReason
 from infermesh.config import ConfigError
 from infermesh.errors import ContextLengthExceeded, Draining, InvalidRequest, QueueFull
+from infermesh.loopback import check_bind
 from infermesh.quota import Limits
 
 CALL = Call(RequestId("r"), "chat")

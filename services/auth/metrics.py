@@ -1,0 +1,10 @@
+"""What the auth service counts; labels are bounded."""
+
+from infermesh.telemetry import metrics
+
+AUTHENTICATIONS = metrics.counter("authentications_total", "credentials checked", ("result",))
+LEASE_REPORTS = metrics.counter("lease_reports_total", "reports of leases answered", ("result",))
+USAGE_STORED = metrics.counter("usage_records_stored_total", "records new to the ledger")
+USAGE_DUPLICATES = metrics.counter(
+    "usage_records_duplicate_total", "records that the ledger had already"
+)

@@ -1,0 +1,127 @@
+"""Usage waits on disk: torn, damaged and left files lose nothing that was whole."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.auth.usage import Spool, UsageRow
+from infermesh.config import ConfigError
+
+
+def row(number: int) -> UsageRow:
+    return {
+        "record_id": str(number),
+        "request_id": "r",
+        "tenant_id": "acme",
+        "key_id": "k",
+        "model": "tiny",
+        "endpoint": "chat",
+        "status": "ok",
+        "prompt_tokens": number,
+        "completion_tokens": 1,
+        "cached_prompt_tokens": 0,
+        "finished_unix_ms": 1,
+    }
+
+
+def ids(spool: Spool) -> list[str]:
+    """What can be sent; it stays there."""
+    found = []
+    for segment in spool.segments():
+        found += [one["record_id"] for one in segment.rows()]
+        segment.release()
+    return found
+
+
+def test_rows_can_be_sent_once_their_segment_is_sealed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(row(1))
+    assert ids(spool) == []
+    spool.seal()
+    spool.append(row(2))
+    assert ids(spool) == ["1"]
+    spool.seal()
+    assert ids(spool) == ["1", "2"]
+    spool.close()
+
+
+def test_segment_is_gone_when_it_was_delivered(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(row(1))
+    spool.seal()
+    for segment in spool.segments():
+        segment.delete()
+    assert ids(spool) == []
+    spool.close()
+
+
+def test_segment_of_a_dead_writer_is_found_and_of_a_living_one_is_not(tmp_path: Path) -> None:
+    dead, living, other = Spool(tmp_path), Spool(tmp_path), Spool(tmp_path)
+    dead.append(row(1))
+    living.append(row(2))
+    dead.close()  # as its death does
+    assert ids(other) == ["1"]
+    living.close()
+    other.close()
+
+
+def test_two_gateways_never_send_one_segment_at_once(tmp_path: Path) -> None:
+    one, two = Spool(tmp_path), Spool(tmp_path)
+    one.append(row(1))
+    one.seal()
+    held = list(one.segments())
+    assert ids(two) == []
+    held[0].release()
+    assert ids(two) == ["1"]
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
+    spool = Spool(tmp_path)
+    spool.append(row(1))
+    spool.append(row(2))
+    spool.seal()
+    path = next(path for path in tmp_path.glob("*.usage") if path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: -cut - 1])
+    assert ids(spool) == ["1"]
+    spool.close()
+
+
+def test_flipped_bit_costs_its_row_alone_and_the_file_is_kept_aside(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for number in range(3):
+        spool.append(row(number))
+    spool.seal()
+    path = next(path for path in tmp_path.glob("*.usage") if path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert ids(spool) == ["0", "2"]
+    assert [p.read_bytes() for p in tmp_path.glob("*.damaged")] == [bytes(data)]
+    spool.close()
+
+
+def test_row_is_written_later_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.auth.usage.os.write", full)
+        spool.append(row(1))
+    spool.append(row(2))
+    spool.seal()
+    assert ids(spool) == ["1", "2"]
+    spool.close()
+
+
+def test_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"gateway\.usage_dir"):
+        Spool(file / "usage")
