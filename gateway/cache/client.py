@@ -181,6 +181,8 @@ class CacheClient:
                 except* (grpc.aio.AioRpcError, MeshError) as group:
                     why = as_mesh_error(group).message
                     _log.debug("cache lost", extra={"cache": self.address, "error": why})
+                except* Exception:  # a defect of ours must cost hits alone, never the gateway
+                    _log.exception("the cache's connection failed")
                 await backoff.wait()
 
     async def _serve(self, stub: "SemanticCacheServiceAsyncStub", backoff: Backoff) -> None:
