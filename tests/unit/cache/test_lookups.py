@@ -251,3 +251,16 @@ async def test_the_budget_holds_whatever_is_stored() -> None:
         cache.keeper.keep(draft(f"question {number}"))
     assert cache.holdings.store.num_bytes <= 1 << 20
     assert cache.holdings.removed["evicted"] == 600 - len(cache.holdings.store)
+
+
+async def test_an_entry_is_indexed_once_when_it_was_kept_before_the_embedder_was_ready() -> None:
+    embedder = WordEmbedder()
+    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, top_k=5)
+    cache = Cache(thread)
+    cache.keeper.keep(draft(QUESTION))
+    ready = asyncio.Event()
+    thread.start(ready.set)
+    await ready.wait()
+    cache.keeper.embedder_is_ready()
+    assert list(cache.holdings.to_embed) == [held.entry.id for held in cache.holdings.store]
+    assert await asyncio.to_thread(thread.stop, 10.0)
