@@ -55,9 +55,10 @@ def id_of(api_key: str) -> str:
 
 
 def ask(mesh: Mesh, api_key: str, **options: Any) -> Any:
-    client = mesh.openai(max_retries=0).with_options(api_key=api_key)
     call = {"model": mesh.model, "messages": QUESTION, "max_tokens": 8, "temperature": 1.0}
-    return client.chat.completions.create(**{**call, **options})
+    with mesh.openai(max_retries=0) as client:
+        keyed = client.with_options(api_key=api_key)
+        return keyed.chat.completions.create(**{**call, **options})
 
 
 def test_two_tenants_with_three_keys_are_billed_what_their_clients_received(mesh: Mesh) -> None:
