@@ -94,9 +94,13 @@ async def _run(service: CacheService) -> None:
 
 
 def config(tmp_path: Path, **fields: Any) -> CacheConfig:
-    """Settings for one test."""
-    fields = {"address": f"unix:{tmp_path}/cache.sock", "lookup_deadline_ms": 20_000, **fields}
-    return CacheConfig(**fields)
+    """Settings for one test; lookups go all the way, unless it asks for words first."""
+    defaults = {
+        "address": f"unix:{tmp_path}/cache.sock",
+        "lookup_deadline_ms": 20_000,
+        "words_first": False,
+    }
+    return CacheConfig(**{**defaults, **fields})
 
 
 def digest(*parts: str) -> bytes:

@@ -32,7 +32,8 @@ class Cache:
 
     def __init__(self, thread: EmbeddingThread | None, **options: Any) -> None:
         self.now_s = 1000.0
-        config = CacheConfig(**{"lookup_deadline_ms": 20_000.0, "threshold": 0.8, **options})
+        defaults = {"lookup_deadline_ms": 20_000.0, "threshold": 0.8, "words_first": False}
+        config = CacheConfig(**{**defaults, **options})
         self.holdings = Holdings(Store(config.max_bytes), None, thread, self.clock)
         self.lookups = Lookups(config, self.holdings, thread, self.clock)
         self.keeper = Keeper(config, self.holdings, thread, self.clock)
@@ -176,6 +177,19 @@ async def test_max_age_refuses_an_older_answer() -> None:
     cache.now_s += 10.0
     assert await cache.reason(query(QUESTION, max_age_s=9.0)) is Reason.TOO_OLD
     assert await cache.reason(query(QUESTION, max_age_s=10.0)) is Reason.SAME_REQUEST
+
+
+async def test_words_refuse_before_anything_is_embedded_when_they_come_first() -> None:
+    embedder = WordEmbedder()
+    async with running(embedder, words_first=True) as cache:
+        cache.keeper.keep(draft(QUESTION))
+        await cache.indexed(1)
+        embedder.hold()
+        refused = await cache.find(query("what is the capital of italy"))
+        assert refused.decision.reason is Reason.NAMES_DIFFER
+        assert refused.decision.similarity is None  # nothing was compared
+        embedder.release()
+        assert await cache.reason(query(REWORDED)) is Reason.SAME_MEANING
 
 
 async def test_a_lookup_is_a_miss_when_the_embedder_hangs() -> None:
