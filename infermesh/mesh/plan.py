@@ -70,7 +70,7 @@ def plan_mesh(
     replicas: int,
     run_dir: Path,
     log_dir: Path,
-    state: StateFolder | None,
+    state: StateFolder | None = None,
     cache_dir: Path | None = None,
 ) -> MeshPlan:
     """The processes of one gateway over `replicas` schedulers of each model, one shard each.
