@@ -59,7 +59,7 @@ class Bench:
         channel = rpc.channel(address)
         self._cache = pb_grpc.SemanticCacheServiceStub(channel)
         self._admin = admin_grpc.SemanticCacheAdminServiceStub(channel)
-        self._lookups = self._cache.Lookup()
+        self._lookups = self._cache.Lookup(wait_for_ready=True)
 
     async def fill(self, num_entries: int) -> float:
         """Stores and waits until all are indexed; entries per second."""
@@ -69,7 +69,8 @@ class Bench:
         for start in range(0, num_entries, _BATCH):
             numbers = range(start, min(start + _BATCH, num_entries))
             entries = (pb.Entry(**fields(question(i)), answer=answer) for i in numbers)
-            await self._cache.Store(pb.StoreRequest(entry=one) for one in entries)
+            requests = (pb.StoreRequest(entry=one) for one in entries)
+            await self._cache.Store(requests, wait_for_ready=True)
         while True:
             stats = await self._admin.GetStats(admin_pb.GetStatsRequest())
             if stats.num_semantic_entries >= num_entries:

@@ -77,6 +77,7 @@ class Holdings:
         """Indexes what was embedded by this very model before, and asks for the rest."""
         facts = self._thread.facts if self._thread is not None else None
         assert facts is not None
+        self.to_embed.clear()  # what was kept meanwhile is in the store, too
         found: dict[ScopedKey, list[Held]] = {}
         for held in self.store:
             kept = self._recovered.get(held.entry.id)

@@ -18,9 +18,6 @@ from services.cache.domain import EntryId, ScopedKey
 
 Vectors = NDArray[np.float32]
 
-# The searches are small and many: a second thread would only take a core from the shard.
-faiss.omp_set_num_threads(1)
-
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -31,20 +28,21 @@ class Neighbour:
 
 
 class SemanticIndex:
-    """Inner product over unit vectors, exact."""
+    """Inner product over unit vectors, exact. Made in the thread that uses it."""
 
     def __init__(self, dimensions: int) -> None:
+        # Of this thread, as OpenMP counts. Searches are small: a second one would wait for a core
+        # that the shard has.
+        faiss.omp_set_num_threads(1)
         self._dimensions = dimensions
         self._partitions: dict[ScopedKey, Any] = {}
 
     def add(self, partition: ScopedKey, ids: Sequence[EntryId], vectors: Vectors) -> None:
-        """Adds vectors [len(ids), dimensions] of unit length; an id that is there is replaced."""
+        """Adds vectors [len(ids), dimensions] of unit length; the ids are new to the partition."""
         index = self._partitions.get(partition)
         if index is None:
             index = faiss.IndexIDMap(faiss.IndexFlatIP(self._dimensions))
             self._partitions[partition] = index
-        else:
-            index.remove_ids(np.asarray(ids, np.int64))
         index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.asarray(ids, np.int64))
 
     def remove(self, partition: ScopedKey, ids: Sequence[EntryId]) -> None:

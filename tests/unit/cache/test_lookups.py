@@ -57,7 +57,7 @@ class Cache:
 
 @asynccontextmanager
 async def running(embedder: WordEmbedder, **options: Any) -> AsyncIterator[Cache]:
-    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, top_k=5)
+    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, options.get("top_k", 5))
     cache = Cache(thread, **options)
     ready = asyncio.Event()
 
@@ -236,6 +236,15 @@ async def test_a_removed_entry_is_found_no_more_by_meaning() -> None:
         assert cache.holdings.epoch == 1
 
 
+async def test_a_removed_entry_stands_in_no_others_way() -> None:
+    async with running(WordEmbedder(), top_k=1) as cache:
+        cache.keeper.keep(draft(QUESTION))
+        cache.keeper.keep(draft("Tell me the capital of France"))
+        await cache.indexed(2)
+        await cache.keeper.invalidate(lambda entry: entry.text == QUESTION, dry_run=False)
+        assert await cache.reason(query(REWORDED)) is Reason.SAME_MEANING
+
+
 async def test_a_bad_hit_is_kept_out_until_the_quarantine_ends() -> None:
     cache = Cache(None, quarantine_s=100.0, ttl_s=1000.0)
     cache.keeper.keep(draft(QUESTION))
@@ -265,3 +274,16 @@ async def test_the_budget_holds_whatever_is_stored() -> None:
         cache.keeper.keep(draft(f"question {number}"))
     assert cache.holdings.store.num_bytes <= 1 << 20
     assert cache.holdings.removed["evicted"] == 600 - len(cache.holdings.store)
+
+
+async def test_an_entry_is_indexed_once_when_it_was_kept_before_the_embedder_was_ready() -> None:
+    embedder = WordEmbedder()
+    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, top_k=5)
+    cache = Cache(thread)
+    cache.keeper.keep(draft(QUESTION))
+    ready = asyncio.Event()
+    thread.start(ready.set)
+    await ready.wait()
+    cache.keeper.embedder_is_ready()
+    assert list(cache.holdings.to_embed) == [held.entry.id for held in cache.holdings.store]
+    assert await asyncio.to_thread(thread.stop, 10.0)
