@@ -1,20 +1,21 @@
 # `make help` lists the targets; CI and contributors call the same ones.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11,$(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(v))) python3)
-ACCEL ?= cpu
 VENV ?= .venv
+# what is installed stays, unless asked for otherwise
+ACCEL ?= $(if $(wildcard $(VENV)/.ready-cuda),cuda,cpu)
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model clean
+.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready-$(ACCEL): $(INPUTS)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL)
-	@touch $@
+	@rm -f $(VENV)/.ready-* && touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 	@$(PYTHON) deploy/set_up.py --venv $(VENV) --accel $(ACCEL) --dev
@@ -23,7 +24,8 @@ $(VENV)/.ready-dev: $(VENV)/.ready-$(ACCEL)
 setup: $(VENV)/.ready-$(ACCEL) ## make .venv with pinned dependencies (ACCEL=cpu or cuda)
 
 run: setup ## start the mesh with the demo model, ask it a question, serve until Ctrl-C
-	@exec $(BIN)/infermesh up --ask "What is the capital of France?"
+	@up() { $(BIN)/infermesh up --ask "What is the capital of France?"; }; \
+	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
 test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -59,6 +61,9 @@ bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, proto
 
 demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accuracy
 	@$(BIN)/python -m demo.train
+
+supported-table: $(VENV)/.ready-dev ## print README.md's table of models anew from the tests
+	@$(BIN)/python -m tests.supported_table --write
 
 clean: ## remove what the targets made
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

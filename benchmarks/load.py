@@ -94,8 +94,8 @@ async def _request(
         "model": model,
         "prompt": prompt,
         "max_tokens": workload.output_tokens,
+        # masks EOS, which would end the answer, or be sampled and leave nothing to show
         "min_tokens": workload.output_tokens,
-        "ignore_eos": True,
         "temperature": workload.temperature,
         "stream": True,
         "stream_options": {"include_usage": True},

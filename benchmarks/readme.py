@@ -12,7 +12,7 @@ RUNS = (
         "--json", "benchmarks/results/qwen2.5-0.5b.json",
     ),
     ("benchmarks.start_up", "--json", "benchmarks/results/start_up.json"),
-    ("benchmarks.plan_cost",),
+    ("benchmarks.plan_cost", "--json", "benchmarks/results/plan_cost.json"),
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Output tokens/s and latency of a whole mesh at several numbers of streams, over HTTP.
 
 With --beside-transformers, each round also runs `transformers.generate` on the same weights and
-prompts as one static batch, in a process of its own, alternating; the table then has the ratios.
+prompts as one static batch, in the same float type, in a process of its own, alternating; the table
+then has the ratios.
 """
 
 import argparse
@@ -16,10 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from benchmarks.load import Report, Workload, run_load
 from benchmarks.local_mesh import ROOT, local_mesh
 from benchmarks.machine import describe
 from benchmarks.shapes import SHAPES, VOCAB, make_shape
+from infermesh.v1 import inference_service_pb2 as pb
+from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 
 def measure_mesh(facts: dict[str, Any], workload: Workload, streams: int, waves: int) -> Report:
@@ -28,7 +33,7 @@ def measure_mesh(facts: dict[str, Any], workload: Workload, streams: int, waves:
     return asyncio.run(run_load(*target, workload, streams, count, facts["api_key"]))
 
 
-def generate_once(model_dir: str, workload: Workload, streams: int) -> float:
+def generate_once(model_dir: str, dtype: str, workload: Workload, streams: int) -> float:
     """Output tokens/s of `transformers.generate` in this process."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,7 +41,7 @@ def generate_once(model_dir: str, workload: Workload, streams: int) -> float:
     config = AutoConfig.from_pretrained(model_dir)
     torch.manual_seed(0)
     with torch.device("cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     prompts = torch.tensor(workload.prompts(streams))
     options = {
         "do_sample": False,
@@ -51,10 +56,10 @@ def generate_once(model_dir: str, workload: Workload, streams: int) -> float:
         return streams * workload.output_tokens / (time.perf_counter() - began)
 
 
-def _generate_in_process(model_dir: Path, workload: Workload, streams: int) -> float:
+def _generate_in_process(model_dir: Path, dtype: str, workload: Workload, streams: int) -> float:
     command = [
         sys.executable, "-m", "benchmarks.throughput", "--generate", str(model_dir),
-        json.dumps(dataclasses.asdict(workload)), str(streams),
+        dtype, json.dumps(dataclasses.asdict(workload)), str(streams),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
@@ -62,6 +67,7 @@ def _generate_in_process(model_dir: Path, workload: Workload, streams: int) -> f
 
 def compare(shape: str, streams: list[int], rounds: int, waves: int, peer: bool) -> dict[str, Any]:
     """Alternates mesh and peer; medians per number of streams."""
+    dtype = ""
     rows: dict[int, dict[str, list[float]]] = {}
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +76,7 @@ def compare(shape: str, streams: list[int], rounds: int, waves: int, peer: bool)
         flags = [] if demo else ["--model", str(model_dir), "--load-format", "dummy"]
         for number in range(rounds):
             with local_mesh(*flags) as facts:
+                dtype = served_dtype(facts)
                 for count in streams:
                     vocab = (300, 1900) if demo else (300, VOCAB - 100)
                     workload = Workload(vocab=vocab, seed=1000 * number + count)
@@ -79,9 +86,23 @@ def compare(shape: str, streams: list[int], rounds: int, waves: int, peer: bool)
                     row["mesh"].append(report.tokens_per_s)
             for count in streams if peer else ():
                 workload = Workload(vocab=(300, VOCAB - 100), seed=1000 * number + count)
-                rate = _generate_in_process(model_dir, workload, count)
+                rate = _generate_in_process(model_dir, dtype, workload, count)
                 rows[count]["transformers"].append(round(rate, 1))
-    return {"machine": describe(), "shape": shape, "rows": rows, "runs": reports}
+    return {
+        "machine": describe(),
+        "shape": shape,
+        "dtype": dtype,
+        "rows": rows,
+        "runs": reports,
+    }
+
+
+def served_dtype(facts: dict[str, Any]) -> str:
+    """The float type of the mesh's first model."""
+    with grpc.insecure_channel(facts["grpc"]) as channel:
+        request = pb.GetModelRequest(model=facts["models"][0])
+        metadata = (("authorization", f"Bearer {facts['api_key']}"),)
+        return str(InferenceServiceStub(channel).GetModel(request, metadata=metadata).model.dtype)
 
 
 def print_rows(rows: dict[int, dict[str, list[float]]]) -> None:
@@ -103,13 +124,13 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=2, help="requests per stream and round")
     parser.add_argument("--beside-transformers", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--generate", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--generate", nargs=4, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.generate:
-        model_dir, workload, streams = flags.generate
+        model_dir, dtype, workload, streams = flags.generate
         fields = json.loads(workload)
         fields["vocab"] = tuple(fields["vocab"])
-        print(generate_once(model_dir, Workload(**fields), int(streams)))
+        print(generate_once(model_dir, dtype, Workload(**fields), int(streams)))
         return
     result = compare(
         flags.shape, flags.streams, flags.rounds, flags.waves, flags.beside_transformers

@@ -4,6 +4,7 @@ Runs under the system's Python with the standard library alone; every failure is
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -49,16 +50,13 @@ def set_up(folder: Path, accel: str, dev: bool) -> None:
             "infermesh runs on 3.11, 3.12 and 3.13 (make PYTHON=python3.13 ...)"
         )
     python = folder / "bin" / "python"
-    if not python.exists():
+    installed = _torch_version(python) if python.exists() else ""
+    is_other = bool(installed) and (accel == "cpu") != installed.endswith("+cpu")
+    if not _has_pip(python) or is_other:
         print(f"Setting up {folder}: a download of {DOWNLOAD[accel]}.", flush=True)
-        try:
-            venv.create(folder, with_pip=True)
-        except subprocess.CalledProcessError:
-            raise SetupError(
-                "Python can't make a virtual environment here; on Debian and Ubuntu: "
-                "apt install python3-venv"
-            ) from None
-    if not _has_torch(python, accel):
+        _create(folder)
+        installed = ""
+    if not installed.startswith(TORCH):
         _install_torch(python, accel)
     extras = "all,dev" if dev else "all"
     _pip(python, "the pinned dependencies", "-c", str(CONSTRAINTS), "-e", f"{ROOT}[{extras}]")
@@ -66,11 +64,32 @@ def set_up(folder: Path, accel: str, dev: bool) -> None:
         _refuse_cuda_packages(python)
 
 
-def _has_torch(python: Path, accel: str) -> bool:
+def _create(folder: Path) -> None:
+    """An empty environment, in place of what is there; nothing is left of one that failed."""
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except subprocess.CalledProcessError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise SetupError(
+            "Python can't make a virtual environment here; on Debian and Ubuntu: "
+            "apt install python3-venv"
+        ) from None
+
+
+def _has_pip(python: Path) -> bool:
+    return (
+        python.exists()
+        and not subprocess.run(
+            [python, "-m", "pip", "--version"], capture_output=True, check=False
+        ).returncode
+    )
+
+
+def _torch_version(python: Path) -> str:
+    """Of the installed torch; empty where there is none."""
     code = "from importlib.metadata import version as v; print(v('torch'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    version = found.stdout.strip()
-    return version.startswith(TORCH) and (accel == "cpu") == version.endswith("+cpu")
+    return found.stdout.strip()
 
 
 def _install_torch(python: Path, accel: str) -> None:
@@ -104,8 +123,9 @@ def _pip(python: Path, what: str, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines or ["pip failed"])[-1].removeprefix("ERROR: ")
         raise SetupError(f"installing {what} failed: {reason}")
 
 

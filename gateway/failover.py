@@ -13,15 +13,14 @@ from gateway.generation import Generation
 from gateway.replica.client import ReplicaClient
 from gateway.replica.translate import Submission
 from gateway.request import StopRules
-from gateway.tokens import Finish, FinishReason, TokenLogprobs
+from gateway.tokens import Finish, FinishReason, Start, TokenLogprobs
 from infermesh.errors import (
-    Draining,
     MeshError,
-    ModelLoading,
     Poisoned,
     ProtocolViolation,
     QueueFull,
     ReplicaUnavailable,
+    Unavailable,
     as_mesh_error,
 )
 from infermesh.telemetry import logs
@@ -30,8 +29,9 @@ _log = logs.get(__name__)
 MAX_BREAKS = 3
 _RETRY_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
-# Another replica may take what one refuses for these reasons.
-_ELSEWHERE = (ModelLoading, Draining, QueueFull)
+# Another replica may take what one refuses or gives up for these reasons. They are no crash: a
+# rolling restart may give up a long stream any number of times.
+_ELSEWHERE = (Unavailable, QueueFull)
 
 
 class Broken(Exception):
@@ -53,11 +53,11 @@ class AttemptSink:
         )
 
     async def ended(self) -> None:
-        """Returns when every choice has finished.
+        """Returns when every choice has finished or was dropped.
 
         Raises:
             Broken: the attempt was lost.
-            MeshError: the replica refused or failed the request.
+            MeshError: the replica refused the request, failed it, or gave it up.
         """
         outcome = await self._outcome
         if outcome is not None:
@@ -69,10 +69,14 @@ class AttemptSink:
     def on_refused(self, error: MeshError) -> None:
         self._end(error)
 
+    def on_started(self, choice: int, start: Start) -> None:
+        if not self._outcome.done():
+            self._generation.start(choice, start)
+
     def on_delta(
         self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> None:
-        if self._outcome.done():
+        if self._outcome.done() or self._generation.was_dropped(choice):
             return
         try:
             self._generation.extend(choice, start, token_ids, logprobs)
@@ -80,13 +84,13 @@ class AttemptSink:
             self._end(Broken(violation))
 
     def on_finished(self, choice: int, end: Finish | MeshError) -> None:
-        if self._outcome.done():
+        if self._outcome.done() or self._generation.was_dropped(choice):
             return
         if isinstance(end, MeshError):
-            self._end(Broken(end) if isinstance(end, _ELSEWHERE) else end)
+            self._end(end)
             return
         if end.reason is FinishReason.CANCELLED:  # not by us: we would not listen any more
-            self._end(Broken(ReplicaUnavailable("the replica cancelled the request")))
+            self._end(ReplicaUnavailable("the replica cancelled the request"))
             return
         try:
             self._generation.finish(choice, end)
@@ -98,6 +102,11 @@ class AttemptSink:
 
     def on_broken(self, error: MeshError) -> None:
         self._end(Broken(error))
+
+    def on_dropped(self) -> None:
+        """A choice is not wanted any more, maybe the last open one."""
+        if self._generation.ended:
+            self._end(None)
 
     def _end(self, outcome: MeshError | Broken | None) -> None:
         if not self._outcome.done():
@@ -125,7 +134,9 @@ class Driver:
         """Ends with the generation finished or failed; raises only when cancelled."""
         try:
             while not self._generation.ended:
-                await self._try_once(await self._next_replica())
+                replica = await self._next_replica()
+                if not self._generation.ended:  # its last choice may have been dropped meanwhile
+                    await self._try_once(replica)
         except MeshError as error:
             self._generation.fail(error)
         except Exception as exc:
@@ -146,13 +157,21 @@ class Driver:
         self._attempt += 1
         sink = AttemptSink(generation, replica)
         attempt = replica.submit(submission, sink)
+
+        def drop(choice: int) -> None:
+            attempt.cancel_choice(choice)
+            sink.on_dropped()
+
+        generation.on_dropped = drop
         try:
             await sink.ended()
-            attempt.release()
+            if not any(choice.dropped for choice in generation.choices):
+                attempt.release()  # else a dropped one may run yet: `cancel` below
         except Broken as broken:
             self._on_break(replica, broken.cause)
         except _ELSEWHERE as refusal:
             self._refusing[replica] = self._last_cause = refusal
+            self._end_what_is_complete()
         finally:
             attempt.cancel()
 
@@ -170,7 +189,7 @@ class Driver:
             if not self._generation.accepted:
                 raise next(iter(self._refusing.values()), self._fleet.why_none(fingerprint))
             if not self._fleet.may_return(fingerprint):
-                raise ReplicaUnavailable("the model that began this answer is not served any more")
+                raise self._fleet.why_gone(fingerprint)
             await self._fleet.changed(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
             self._refusing.clear()

@@ -103,24 +103,35 @@ class Fleet:
         self, fingerprint: Fingerprint, excluding: Collection[ReplicaClient] = ()
     ) -> ReplicaClient | None:
         """The replica for one request; None where none can take it now."""
-        usable = {
-            client.replica_id: client
+        pairs = [
+            (client, client.candidate())
             for client in self.clients
             if client.routable
             and client.model is not None
             and client.model.fingerprint == fingerprint
             and client not in excluding
-        }
-        chosen = choose([client.candidate() for client in usable.values()], random.randrange)
-        return usable[chosen.replica_id] if chosen else None
+        ]
+        chosen = choose([candidate for _, candidate in pairs], random.randrange)
+        # by identity: nothing keeps two schedulers from reporting the same id
+        return next((client for client, candidate in pairs if candidate is chosen), None)
 
     def why_none(self, fingerprint: Fingerprint) -> MeshError:
         """Why no replica can take a request for this model now."""
         return _why_not([c for c in self.clients if c.model and c.model.fingerprint == fingerprint])
 
     def may_return(self, fingerprint: Fingerprint) -> bool:
-        """A replica had this model last, so a stream of it can wait for one."""
-        return any(c.model is None or c.model.fingerprint == fingerprint for c in self.clients)
+        """A replica has this model, or had it last, so a stream of it can wait for one."""
+        return any(
+            client.model is None or client.model.fingerprint == fingerprint
+            for client in self.clients
+            if client.view.state is not ReplicaState.FAILED
+        )
+
+    def why_gone(self, fingerprint: Fingerprint) -> MeshError:
+        """Why a stream of this model can't go on."""
+        if any(c.model and c.model.fingerprint == fingerprint for c in self.clients):
+            return self.why_none(fingerprint)
+        return ReplicaUnavailable("the model that began this answer is not served any more")
 
     async def changed(self, timeout_s: float) -> None:
         """Returns when any replica changed, or after a while."""

@@ -5,12 +5,13 @@ own pace from the first token on. Writing never waits for a reader.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway import metrics
 from gateway.request import Job, ReplicaId
-from gateway.tokens import Finish, TokenLogprobs
+from gateway.tokens import ChoiceTimings, Finish, Start, TokenLogprobs
 from infermesh.errors import Cancelled, MeshError, ProtocolViolation, SlowConsumer
 
 
@@ -20,8 +21,32 @@ class ChoiceLog:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    start: Start | None = None
     finish: Finish | None = None
+    first_token_at: float | None = None
     last_token_at: float | None = None
+    # No reader wants more of it: it has ended here, whatever its replica still does.
+    dropped: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.dropped or self.finish is not None
+
+    @property
+    def timings(self) -> ChoiceTimings | None:
+        """As its replica reported them; of a choice that did not run to its end, up to now."""
+        if self.finish is not None:
+            return self.finish.timings
+        if self.start is None or self.first_token_at is None or self.last_token_at is None:
+            return None
+        decode_s = self.last_token_at - self.first_token_at
+        return dataclasses.replace(self.start.timings, decode_s=decode_s)
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Prompt tokens whose KV was reused; 0 until its first token."""
+        told = self.finish or self.start
+        return 0 if told is None else told.cached_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,7 @@ class Reader:
         self._generation = generation
         self._positions = [0] * len(generation.choices)
         self._finish_seen = [False] * len(generation.choices)
+        self._declined: set[int] = set()
         self._num_read = 0
         self._num_at_join = generation.num_tokens
         self._max_unread = max_unread
@@ -87,6 +113,15 @@ class Reader:
             self._raise_error()
         return news
 
+    def decline(self, choice: int) -> None:
+        """Wants no more of one choice, which ends once no reader does."""
+        self._declined.add(choice)
+        self._generation.drop_unwanted()
+
+    def wants(self, choice: int) -> bool:
+        """It has not declined the choice."""
+        return choice not in self._declined
+
     def close(self) -> None:
         """Stops reading; the generation ends with its last reader. Harmless when repeated."""
         self._generation.leave(self)
@@ -113,7 +148,10 @@ class Generation:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
         on_abandoned: called when the last reader left before the end.
+        on_dropped: called with a choice that no reader wants any more.
     """
 
     def __init__(self, job: Job, clock: Callable[[], float]) -> None:
@@ -124,13 +162,19 @@ class Generation:
         self.error: MeshError | None = None
         self.replica_ids: list[ReplicaId] = []  # one per attempt that was accepted
         self.on_abandoned: Callable[[], None] = lambda: None
+        self.on_dropped: Callable[[int], None] = lambda choice: None
         self._clock = clock
         self._readers: list[Reader] = []
 
     @property
     def ended(self) -> bool:
-        """Failed, or every choice has finished."""
-        return self.error is not None or all(c.finish is not None for c in self.choices)
+        """Failed, or every choice has finished or was dropped."""
+        return self.error is not None or all(choice.over for choice in self.choices)
+
+    @property
+    def joinable(self) -> bool:
+        """A newcomer can have all of it: it goes on, and no choice was dropped."""
+        return not self.ended and not any(choice.dropped for choice in self.choices)
 
     @property
     def num_readers(self) -> int:
@@ -151,12 +195,28 @@ class Generation:
         if not self._readers and not self.ended:
             self.error = Cancelled("nobody reads this generation any more")
             self.on_abandoned()
+        elif self._readers:
+            self.drop_unwanted()
+
+    def drop_unwanted(self) -> None:
+        """Ends the choices that every reader has declined."""
+        if self.error is not None:
+            return
+        for index in self.open_choices():
+            if not any(reader.wants(index) for reader in self._readers):
+                self.choices[index].dropped = True
+                self.on_dropped(index)
 
     def accept(self, replica_id: ReplicaId) -> None:
         """A scheduler has taken the job, or its resumption."""
         self.accepted = True
         self.replica_ids.append(replica_id)
         self._wake_all()
+
+    def start(self, choice: int, start: Start) -> None:
+        """A choice's first token is there; of several attempts, the first counts."""
+        if 0 <= choice < len(self.choices) and self.choices[choice].start is None:
+            self.choices[choice].start = start
 
     def extend(
         self,
@@ -199,13 +259,19 @@ class Generation:
         self._wake_all()
 
     def open_choices(self) -> list[int]:
-        """Choices that have not finished."""
-        return [i for i, choice in enumerate(self.choices) if choice.finish is None]
+        """Choices that have neither finished nor been dropped."""
+        return [i for i, choice in enumerate(self.choices) if not choice.over]
+
+    def was_dropped(self, choice: int) -> bool:
+        """What its replica still sends of it means nothing."""
+        return 0 <= choice < len(self.choices) and self.choices[choice].dropped
 
     def _time(self, log: ChoiceLog, num_new: int) -> None:
         now = self._clock()
         if log.last_token_at is not None and num_new:
             metrics.INTER_TOKEN_LATENCY.observe((now - log.last_token_at) / num_new)
+        if log.first_token_at is None:
+            log.first_token_at = now
         log.last_token_at = now
 
     def _wake_all(self) -> None:

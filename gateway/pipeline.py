@@ -263,7 +263,7 @@ class Pipeline:
         record.ended_at = self._clock()
         if exc is None:
             record.status = "ok"
-        elif isinstance(exc, asyncio.CancelledError):
+        elif isinstance(exc, (asyncio.CancelledError, GeneratorExit)):  # the client left
             record.status, record.error = "cancelled", "cancelled"
         else:
             record.status, record.error = "failed", as_mesh_error(exc).code

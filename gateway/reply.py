@@ -15,8 +15,8 @@ from gateway.records import RequestRecord
 from gateway.request import Options
 from gateway.served_model import ServedModel
 from gateway.text.choice_text import ChoiceText
-from gateway.tokens import ChoiceDelta, Finish, Usage
-from infermesh.errors import DeadlineExceeded
+from gateway.tokens import ChoiceDelta, ChoiceTimings, Usage
+from infermesh.errors import DeadlineExceeded, MeshError
 
 
 class Reader(Protocol):
@@ -27,6 +27,7 @@ class Reader(Protocol):
     @property
     def admitted(self) -> bool: ...
     def take(self) -> list[ChoiceNews]: ...
+    def decline(self, choice: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -39,7 +40,6 @@ class PromptReply:
         self._reader = reader
         job = reader.generation.job
         self.prompt_len = len(job.prompt_token_ids)
-        self._finishes: dict[int, Finish] = {}
         self.texts = [
             ChoiceText(
                 first_index + i, model.text.family, options.stop_strings, job.stop.min_tokens
@@ -57,38 +57,40 @@ class PromptReply:
         return all(text.done for text in self.texts)
 
     def take(self) -> list[ChoiceDelta]:
-        """New text of its choices."""
-        deltas = []
+        """New text of its choices; one that has ended here is declined."""
+        deltas: list[ChoiceDelta] = []
+        ended_here: list[int] = []
         for news in self._reader.take():
             text = self.texts[news.choice]
             if text.done:
                 continue  # a stop string ended it; the replica had not heard of that yet
             text.push(news.token_ids, news.logprobs)
             if news.finish is not None:
-                self._finishes[news.choice] = news.finish
                 text.finish(news.finish)
+            elif text.done:
+                ended_here.append(news.choice)
             if (delta := text.take()) is not None:
                 deltas.append(delta)
         if self.done:
             self._reader.close()
+        else:
+            for choice in ended_here:
+                self._reader.decline(choice)
         return deltas
 
     def usage(self) -> Usage:
         """What was generated for, and shown to, this client."""
-        cached = [finish.cached_prompt_tokens for finish in self._finishes.values()]
+        cached = [log.cached_prompt_tokens for log in self._reader.generation.choices]
         return Usage(
             prompt_tokens=self.prompt_len,
             completion_tokens=sum(text.num_tokens for text in self.texts),
-            cached_prompt_tokens=min(cached, default=0),
+            cached_prompt_tokens=min(cached),
         )
 
-    def last_finish(self) -> Finish | None:
+    def timings(self) -> ChoiceTimings | None:
         """Of the choice that took longest."""
-        return max(
-            self._finishes.values(),
-            key=lambda f: f.timings.queue_s + f.timings.prefill_s + f.timings.decode_s,
-            default=None,
-        )
+        known = [t for log in self._reader.generation.choices if (t := log.timings) is not None]
+        return max(known, key=lambda t: t.queue_s + t.prefill_s + t.decode_s, default=None)
 
 
 class Reply:
@@ -167,14 +169,27 @@ class Reply:
             MeshError: the request failed; after everything that came before.
         """
         while not self._done():
-            batch = [delta for p in self.prompts if not p.done for delta in p.take()]
+            batch, failure = self._take()
             if batch:
                 self._note_progress()
                 if self._done():
                     self.ticket.settle(self.record)
                 yield batch
-            elif not self._done() and not await self._woken(patience_s):
+            if failure is not None:
+                raise failure
+            if not batch and not self._done() and not await self._woken(patience_s):
                 yield []
+
+    def _take(self) -> tuple[list[ChoiceDelta], MeshError | None]:
+        """What is new, and why no more will come."""
+        batch: list[ChoiceDelta] = []
+        for prompt in self.prompts:
+            try:
+                if not prompt.done:
+                    batch.extend(prompt.take())
+            except MeshError as error:
+                return batch, error
+        return batch, None
 
     def usage(self) -> Usage:
         """What the request cost so far."""
@@ -225,9 +240,9 @@ class Reply:
             metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
                 record.first_token_at - record.started_at
             )
-        finishes = [f for p in self.prompts if (f := p.last_finish()) is not None]
-        if finishes:
-            record.timings = finishes[-1].timings
+        known = [t for p in self.prompts if (t := p.timings()) is not None]
+        if known:
+            record.timings = known[-1]
         record.attempts = [
             replica for p in self.prompts for replica in p.reader.generation.replica_ids
         ]

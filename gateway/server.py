@@ -74,10 +74,9 @@ class GatewayService:
             admin_app(self.pipeline, self.cache), "gateway.admin_address", config.admin_address
         )
         self._http.append(admin)
-        self._grpc = rpc.create_server()
-        add_InferenceServiceServicer_to_server(
-            InferenceServicer(self.pipeline, embeddings), self._grpc
-        )
+        self._grpc = rpc.create_server(write_timeout_s=config.write_timeout_s)
+        servicer = InferenceServicer(self.pipeline, embeddings, config.default_max_tokens or None)
+        add_InferenceServiceServicer_to_server(servicer, self._grpc)
         self._health = rpc.add_standard_services(self._grpc, [SERVICE_NAME])
         grpc_address = rpc.bind(self._grpc, config.grpc_address)
         self._addresses = {

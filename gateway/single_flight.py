@@ -95,7 +95,7 @@ class SingleFlight:
             return self._begin(job, wake)
         key = fingerprint(job)
         running = self._running.get(key)
-        if running is not None and not running.ended and serves(running.job, job):
+        if running is not None and running.joinable and serves(running.job, job):
             metrics.SINGLE_FLIGHT_HITS.inc()
             return running.join(wake, self._max_unread)
         reader = self._begin(job, wake)

@@ -32,6 +32,14 @@ class ChoiceTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """A choice's first token as the scheduler reports it; no time is in `decode_s` yet."""
+
+    timings: ChoiceTimings
+    cached_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The end of one choice as the scheduler reports it."""
 

@@ -20,6 +20,16 @@ _STOP = frozenset(sampling_pb2.StopConditions.DESCRIPTOR.fields_by_name)
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One output token, natural log; `top` has the likeliest tokens, most likely first."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text of one choice; the last delta of a choice has a finish reason."""
 
@@ -27,6 +37,8 @@ class Delta:
     index: int = 0
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
+    # Of the tokens in `text`, where `top_logprobs` was asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Client:
@@ -155,7 +167,15 @@ def _delta(choice: pb.ChoiceDelta) -> Delta:
     if choice.finish_reason:
         name = sampling_pb2.FinishReason.Name(choice.finish_reason)
         reason = name.removeprefix("FINISH_REASON_").lower()
-    return Delta(choice.text, choice.index, tuple(choice.token_ids), reason)
+    logprobs = tuple(
+        TokenLogprob(e.token_id, e.token, e.logprob, tuple(map(_top, e.top)))
+        for e in choice.logprobs
+    )
+    return Delta(choice.text, choice.index, tuple(choice.token_ids), reason, logprobs)
+
+
+def _top(entry: pb.TopLogprob) -> TokenLogprob:
+    return TokenLogprob(entry.token_id, entry.token, entry.logprob)
 
 
 def _options(options: Mapping[str, Any]) -> pb.GenerationOptions:

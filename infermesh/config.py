@@ -59,6 +59,9 @@ class GatewayConfig:
     keepalive_s: float = setting(10.0, "silence after which a stream gets a comment", low=0.01)
     request_timeout_s: float = setting(600.0, "longest request", low=0.1)
     slow_consumer_buffer_tokens: int = setting(4096, "unread tokens per request", low=1)
+    write_timeout_s: float = setting(
+        30.0, "a client that takes nothing for so long while there is output is cut off", low=0.01
+    )
     model_aliases: tuple[str, ...] = setting((), "alias=model pairs")
     cors_allow_origins: tuple[str, ...] = setting((), "origins of web apps; '*' for any")
     drain_grace_s: float = setting(30.0, "time to finish streams on SIGTERM", low=0.0)
@@ -73,6 +76,9 @@ class AuthConfig:
     database_url: str = setting(
         "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
     )
+    jwt_keys_file: str = setting("", "JWKS file of an issuer of tokens; empty: API keys alone")
+    jwt_issuer: str = setting("", "`iss` of its tokens")
+    jwt_audience: str = setting("infermesh", "`aud` of its tokens")
     lease_s: float = setting(20.0, "a gateway's quota is its own for so long", low=1.0)
     max_request_s: float = setting(
         600.0, "a lost gateway's requests hold their places for so long", low=0.0
@@ -120,7 +126,10 @@ class ShardConfig:
         "torch", "simulated answers from a profile of step times", choices=("torch", "simulated")
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    num_threads: int = setting(0, "torch threads; 0: the cores this process may use", low=0)
+    num_threads: int = setting(0, "torch threads; 0: what cores and model allow", low=0)
+    local_shards: int = setting(
+        1, "shards that share this machine's cores and memory, this one among them", low=1
+    )
     simulated_profile: str = setting("", "JSON file of step times; empty: the built-in one")
     simulated_seed: int = setting(0, "of the simulated engine's tokens")
     drain_grace_s: float = setting(10.0, "time to finish steps on SIGTERM", low=0.0)

@@ -3,6 +3,7 @@
 Owns no service. Addresses are `host:port` or `unix:/path`.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -12,7 +13,7 @@ import grpc
 
 from infermesh import rpc_status
 from infermesh.config_fields import ConfigError
-from infermesh.errors import Internal, MeshError, as_mesh_error
+from infermesh.errors import Internal, MeshError, SlowConsumer, as_mesh_error
 from infermesh.telemetry import logs
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -46,11 +47,18 @@ _CHANNEL = (
 
 
 def create_server(
-    *, interceptors: Sequence[grpc.aio.ServerInterceptor] = (), max_concurrent: int | None = None
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    max_concurrent: int | None = None,
+    write_timeout_s: float | None = None,
 ) -> grpc.aio.Server:
-    """A server whose handlers may simply raise MeshError."""
+    """A server whose handlers may simply raise MeshError.
+
+    Args:
+        write_timeout_s: a stream whose client takes nothing for so long ends with SLOW_CONSUMER.
+    """
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(), *interceptors],
+        interceptors=[ErrorInterceptor(write_timeout_s), *interceptors],
         options=_SERVER,
         maximum_concurrent_rpcs=max_concurrent,
     )
@@ -130,6 +138,9 @@ async def abort(context: Any, exc: BaseException) -> None:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
     """Turns what a handler raises into a status with details; cancellation passes through."""
 
+    def __init__(self, write_timeout_s: float | None = None) -> None:
+        self._write_timeout_s = write_timeout_s
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
@@ -143,7 +154,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
             wrapped: Any = _wrap_unary(inner)
         else:
             inner = handler.unary_stream or handler.stream_stream
-            wrapped = _wrap_stream(inner)
+            wrapped = _wrap_stream(inner, self._write_timeout_s)
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
@@ -163,13 +174,22 @@ def _wrap_unary(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     return call
 
 
-def _wrap_stream(inner: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Awaitable[None]]:
+def _wrap_stream(
+    inner: Callable[..., AsyncGenerator[Any, None]], write_timeout_s: float | None
+) -> Callable[..., Awaitable[None]]:
+    async def write(response: Any, context: Any) -> None:
+        try:
+            async with asyncio.timeout(write_timeout_s):
+                await context.write(response)
+        except TimeoutError:
+            raise SlowConsumer(f"the client took nothing for {write_timeout_s} s") from None
+
     async def call(request: Any, context: Any) -> None:
         try:
             # Closed here, in the call's own task, however the call ends.
             async with aclosing(inner(request, context)) as responses:
                 async for response in responses:
-                    await context.write(response)
+                    await write(response, context)
         except grpc.aio.AbortError:
             raise
         except Exception as exc:

@@ -45,6 +45,7 @@ class Stream:
     def __init__(self, submit: pb.Submit) -> None:
         self.submit = submit
         self.positions = {c.index: len(c.output_token_ids) for c in submit.choices}
+        self.started: set[int] = set()
 
     @property
     def open_choices(self) -> list[int]:
@@ -57,13 +58,14 @@ class FakeScheduler(SchedulerServiceServicer):
     Attributes:
         script: what it says.
         gated: produce a step only when the test calls `step`.
-        submits, cancelled: what the gateway sent, in order.
+        submits, cancelled: what the gateway sent, in order; a cancelled request, or its choice.
     """
 
     def __init__(
         self, address: str, *, model_id: str = "tiny", fingerprint: str = "f" * 16
     ) -> None:
         self.address = address
+        self.replica_id = address
         self.model_id = model_id
         self.fingerprint = fingerprint
         self.chat_template = tiny_tokenizer.CHATML
@@ -75,7 +77,7 @@ class FakeScheduler(SchedulerServiceServicer):
         self.refusal: MeshError | None = None
         self.fail_at: tuple[int, MeshError] | None = None
         self.submits: list[pb.Submit] = []
-        self.cancelled: list[str] = []
+        self.cancelled: list[str | tuple[str, int]] = []
         self.state = pb.REPLICA_STATE_SERVING
         self.num_tokens_waiting = 0
         self._streams: dict[tuple[int, int], Stream] = {}
@@ -109,6 +111,21 @@ class FakeScheduler(SchedulerServiceServicer):
         self._streams.clear()
         for queue in self._sessions.values():
             queue.put_nowait(error)
+
+    def give_up(self, error: MeshError) -> None:
+        """Ends every open choice with `error`, the session being whole."""
+        for (session, stream_id), stream in self._streams.items():
+            finished = [
+                pb.Finished(
+                    stream_id=stream_id,
+                    choice=choice,
+                    reason=sampling_pb2.FINISH_REASON_ERROR,
+                    error=to_detail(error),
+                )
+                for choice in stream.open_choices
+            ]
+            self._send(session, finished=finished)
+        self._streams.clear()
 
     async def set_state(self, state: "pb.ReplicaState.ValueType") -> None:
         """What WatchReplica reports from now on."""
@@ -147,7 +164,7 @@ class FakeScheduler(SchedulerServiceServicer):
         self._next_session += 1
         queue: asyncio.Queue[pb.SessionResponse | MeshError] = asyncio.Queue()
         self._sessions[session] = queue
-        ready = pb.SessionReady(replica_id=self.address, model_fingerprint=self.fingerprint)
+        ready = pb.SessionReady(replica_id=self.replica_id, model_fingerprint=self.fingerprint)
         yield pb.SessionResponse(ready=ready)
         reader = asyncio.create_task(self._read(session, requests))
         try:
@@ -170,7 +187,7 @@ class FakeScheduler(SchedulerServiceServicer):
             changed = self._state_changed
             loaded = self.state not in (pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_FAILED)
             yield pb.WatchReplicaResponse(
-                replica_id=self.address,
+                replica_id=self.replica_id,
                 state=self.state,
                 model_id=self.model_id if loaded else "",
                 model_fingerprint=self.fingerprint if loaded else "",
@@ -210,10 +227,29 @@ class FakeScheduler(SchedulerServiceServicer):
         async for request in requests:
             if request.HasField("submit"):
                 self._on_submit(session, request.submit)
-            elif (session, request.cancel.stream_id) in self._streams:
-                stream = self._streams.pop((session, request.cancel.stream_id))
-                self.cancelled.append(stream.submit.request_id)
+            else:
+                self._on_cancel((session, request.cancel.stream_id), request.cancel)
             await self._notify()
+
+    def _on_cancel(self, key: tuple[int, int], cancel: pb.Cancel) -> None:
+        stream = self._streams.get(key)
+        if stream is None:
+            return
+        if not cancel.choices:
+            del self._streams[key]
+            self.cancelled.append(stream.submit.request_id)
+            return
+        for choice in cancel.choices:
+            if stream.positions.pop(choice, None) is not None:
+                self.cancelled.append((stream.submit.request_id, choice))
+                end = pb.Finished(
+                    stream_id=key[1],
+                    choice=choice,
+                    reason=sampling_pb2.FINISH_REASON_CANCELLED,
+                )
+                self._send(key[0], finished=[end])
+        if not stream.positions:
+            del self._streams[key]
 
     def _on_submit(self, session: int, submit: pb.Submit) -> None:
         self.submits.append(submit)
@@ -270,6 +306,11 @@ class FakeScheduler(SchedulerServiceServicer):
         token_id = output[start]
         delta = response.deltas.add(stream_id=stream_id, choice=choice, start=start)
         delta.token_ids.append(token_id)
+        if choice not in stream.started:
+            stream.started.add(choice)
+            delta.cached_prompt_tokens = self.cached_prompt_tokens
+            delta.timings.queue.FromMicroseconds(1_000)
+            delta.timings.prefill.FromMicroseconds(2_000)
         if submit.sampling.HasField("top_logprobs"):
             top = submit.sampling.top_logprobs
             ids = [token_id, *(i for i in range(top) if i != token_id)][:top]

@@ -18,6 +18,8 @@ from infermesh.v1.errors_pb2 import ERROR_REASON_NUMERICAL_ERROR, ErrorDetail
 VOCAB_SIZE = 64
 EOS = 1
 pb = shard_service_pb2
+# Where the hash of a history starts; all of a sequence's cells follow from it.
+SHORT, LONG = 0, 1
 # What a failed row leaves where it should have written, and what is made of reading that.
 TAINT = (-2, -2, -2)
 
@@ -72,18 +74,20 @@ def oracle(
     max_model_len: int,
     min_tokens: int = 0,
     stop_token_ids: frozenset[int] = frozenset({EOS}),
+    rope_switch_len: int = 0,
 ) -> list[int]:
     """The output of one sequence run alone, token by token."""
-    history = 0
+    short, long = SHORT, LONG
     for token_id in prompt:
-        history = chain(history, token_id)
+        short, long = chain(short, token_id), chain(long, token_id)
     tokens = list(prompt)
     output: list[int] = []
     while len(output) < max_tokens and len(tokens) < max_model_len:
         suppressed = stop_token_ids if len(output) < min_tokens else frozenset()
         counts = tuple(sorted(tokens)) if uses_penalties(sampling) else ()
+        history = long if 0 < rope_switch_len < len(tokens) else short
         token_id = sample(history, len(tokens), choice, sampling, suppressed, counts)
-        history = chain(history, token_id)
+        short, long = chain(short, token_id), chain(long, token_id)
         tokens.append(token_id)
         output.append(token_id)
         if token_id in stop_token_ids and len(output) > min_tokens:
@@ -116,6 +120,8 @@ class ModelShard:
     max_num_seqs: int = 8
     max_batch_tokens: int = 16
     window: int = 2
+    # As ModelManifest's.
+    rope_switch_len: int = 0
     incarnation: int = 1
     epoch: int = 0
     num_steps_executed: int = 0
@@ -274,7 +280,7 @@ class ModelShard:
 
     def _start(self, new: shard_service_pb2.NewSequence) -> None:
         history: list[int] = []
-        state = 0
+        state = LONG if new.long_rope else SHORT
         for position in range(new.num_computed_tokens):
             block = new.block_ids[position // self.block_size]
             cell = self.kv.get((block, position % self.block_size))
@@ -330,7 +336,7 @@ class ModelShard:
 
     def _read(self, slot: Slot, before: dict) -> None:
         """Everything that attention would read, as it was before this step."""
-        state = 0
+        state = LONG if slot.spec.long_rope else SHORT
         for position in range(slot.num_computed):
             block = slot.blocks[position // self.block_size]
             cell = before.get((block, position % self.block_size))
@@ -360,10 +366,14 @@ class ModelShard:
         slot.state = chain(slot.state, token_id)
         self.kv[block, offset] = (token_id, position, slot.state)
         slot.num_computed += 1
+        if self.rope_switch_len and not slot.spec.long_rope:
+            _must(slot.num_computed <= self.rope_switch_len, f"slot {number} has become long")
 
     def _sample(self, slot: Slot) -> int:
         spec = slot.spec
         position = slot.num_computed
+        is_long = 0 < self.rope_switch_len < position
+        _must(spec.long_rope == is_long, "sampled by the other rotary tables")
         is_suppressed = position - spec.prompt_len < spec.min_tokens
         suppressed = frozenset(spec.suppressed_token_ids if is_suppressed else ())
         counts: tuple[int, ...] = ()

@@ -1,6 +1,6 @@
 """Tiny random models in the Hugging Face layout, built on the spot in under a second, offline.
 
-Owns the configs, the weights' scale and the tokenizer (byte-level BPE, ChatML template). It asserts
+Owns the weights' scale and the tokenizer (byte-level BPE, ChatML template). It asserts
 nothing and knows no service.
 """
 
@@ -14,10 +14,32 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-VOCAB_SIZE = 384
+from tests.architectures import (
+    ARCHITECTURES,
+    BOS_ID,
+    EOS_ID,
+    IM_END_ID,
+    IM_START_ID,
+    VOCAB_SIZE,
+    tiny_fields,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "BOS_ID",
+    "EOS_ID",
+    "IM_END_ID",
+    "IM_START_ID",
+    "VOCAB_SIZE",
+    "build_tokenizer",
+    "tiny_config",
+    "tiny_model",
+    "write_tiny_model",
+    "write_tokenizer",
+]
+
 BOS_TOKEN, EOS_TOKEN, IM_START, IM_END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (BOS_TOKEN, EOS_TOKEN, IM_START, IM_END)
-BOS_ID, EOS_ID, IM_START_ID, IM_END_ID = range(4)
 
 CHATML_TEMPLATE = (
     "{%- for message in messages %}"
@@ -34,42 +56,10 @@ _CORPUS = (
     "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9",
 )
 
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "max_position_embeddings": 512,
-    "bos_token_id": BOS_ID,
-    "eos_token_id": IM_END_ID,
-    "pad_token_id": EOS_ID,
-}
-# What makes each architecture itself; head_dim 10 is deliberately no power of two.
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    "qwen2": {"tie_word_embeddings": True, "hidden_size": 60},
-    "qwen3": {"tie_word_embeddings": True},
-    "gemma2": {
-        "tie_word_embeddings": True,
-        "num_hidden_layers": 4,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 12,
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 8.0,
-    },
-}
-ARCHITECTURES = tuple(_ARCHITECTURES)
-
 
 def tiny_config(model_type: str = "llama", **overrides: Any) -> Any:
     """The transformers config of a tiny `model_type`; `overrides` replace single fields."""
-    fields = {**_SHAPE, **_ARCHITECTURES[model_type], **overrides}
-    if model_type == "qwen2":
-        del fields["head_dim"]  # always hidden_size / num_attention_heads there
-    return AutoConfig.for_model(model_type, **fields)
+    return AutoConfig.for_model(model_type, **tiny_fields(model_type, overrides))
 
 
 def tiny_model(model_type: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -81,14 +71,20 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **overrides: Any) ->
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                scale = 1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
-                parameter.normal_(0.0, scale, generator=generator)
-            elif "bias" in name:
+            if "bias" in name:
                 parameter.normal_(0.0, 0.2, generator=generator)
-            else:  # norms: around what they were initialised to
+            elif parameter.dim() == 1 or "norm" in name:  # around what they were initialised to
                 parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+            else:
+                parameter.normal_(0.0, _scale(name, parameter), generator=generator)
     return model.eval()
+
+
+def _scale(name: str, parameter: torch.Tensor) -> float:
+    """Keeps activations of order one from layer to layer."""
+    if any(part in name for part in ("embed", "lm_head", "wte", "wpe")):
+        return 1.0
+    return float(parameter.shape[-1] ** -0.5)
 
 
 def build_tokenizer(vocab_size: int = VOCAB_SIZE) -> Tokenizer:

@@ -32,7 +32,7 @@ _ASK_S = 2.0
 _SILENCE_S = 3.0
 _RETRY_S = 0.1
 _RETRY_AFTER_S = 1.0
-_MAX_KEY_CHARS = 512
+_MAX_KEY_CHARS = 8192  # of a token
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
     "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."

@@ -49,6 +49,10 @@ class Replay:
             self._wake.set()  # nobody else will: all of it is there
         return news
 
+    def decline(self, choice: int) -> None:
+        """Gives no more of a choice, and tells nobody: all of it is there."""
+        self._ended[choice] = True
+
     def close(self) -> None:
         """There is nobody to tell."""
 

@@ -1,7 +1,8 @@
 """InferenceService: the pipeline over gRPC. Errors are the kit's interceptor's to map."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -26,25 +27,33 @@ Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 class InferenceServicer(InferenceServiceServicer):
     """Serves internal backends."""
 
-    def __init__(self, pipeline: Pipeline, embeddings: Embeddings) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        embeddings: Embeddings,
+        fallback_max_tokens: int | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._embeddings = embeddings
+        self._fallback_max_tokens = fallback_max_tokens
 
     async def Generate(  # gRPC's name
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
         parsed = translate.generate_from_pb(request)
         with_ids = request.options.return_token_ids
-        async for response in self._answer(
-            "grpc_generate", parsed, with_ids, context, pb.GenerateResponse
-        ):
-            yield response
+        answer = self._answer("grpc_generate", parsed, with_ids, context, pb.GenerateResponse)
+        async with aclosing(answer) as responses:
+            async for response in responses:
+                yield response
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
-        parsed = translate.chat_from_pb(request)
+        parsed = translate.chat_from_pb(request, self._fallback_max_tokens)
         with_ids = request.options.return_token_ids
-        async for response in self._answer("grpc_chat", parsed, with_ids, context, pb.ChatResponse):
-            yield response
+        answer = self._answer("grpc_chat", parsed, with_ids, context, pb.ChatResponse)
+        async with aclosing(answer) as responses:
+            async for response in responses:
+                yield response
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         metadata = dict(context.invocation_metadata() or ())
@@ -113,15 +122,16 @@ class InferenceServicer(InferenceServiceServicer):
         with_ids: bool,
         context: Any,
         make: Callable[..., Response],
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         metadata = dict(context.invocation_metadata() or ())
         request_id = draw_request_id(metadata.get("x-request-id"))
         status = grpc.StatusCode.CANCELLED.name
         try:
             with tracing.span(f"gateway.{endpoint}", traceparent=metadata.get("traceparent")):
                 call = _call(endpoint, request_id, metadata, context)
-                async for batch in self._stream(request, call, with_ids, context):
-                    yield make(request_id=request_id, **batch)
+                async with aclosing(self._stream(request, call, with_ids, context)) as batches:
+                    async for batch in batches:
+                        yield make(request_id=request_id, **batch)
             status = grpc.StatusCode.OK.name
         except MeshError as error:
             status = error.grpc_code.name
@@ -131,7 +141,7 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def _stream(
         self, request: GenerationRequest, call: Call, with_ids: bool, context: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         reply = await self._pipeline.open(request, call)
         reply.record.stream = True
         failure: BaseException | None = None

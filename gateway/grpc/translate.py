@@ -1,5 +1,6 @@
 """InferenceService messages to the gateway's own values and back. Decides nothing."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,10 +41,12 @@ def generate_from_pb(request: pb.GenerateRequest) -> GenerationRequest:
     return GenerationRequest(request.model, (prompt,), options_from_pb(request.options))
 
 
-def chat_from_pb(request: pb.ChatRequest) -> GenerationRequest:
-    """A Chat call."""
+def chat_from_pb(request: pb.ChatRequest, fallback_max_tokens: int | None) -> GenerationRequest:
+    """A Chat call; `fallback_max_tokens` as in Options."""
     prompt = conversation_from_pb(request.messages)
-    return GenerationRequest(request.model, (prompt,), options_from_pb(request.options))
+    options = options_from_pb(request.options)
+    options = dataclasses.replace(options, fallback_max_tokens=fallback_max_tokens)
+    return GenerationRequest(request.model, (prompt,), options)
 
 
 def conversation_from_pb(messages: Sequence[pb.ChatMessage]) -> Conversation:

@@ -52,7 +52,7 @@ def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig
         ),
         Route(
             "/v1/embeddings",
-            EmbeddingsEndpoint(embeddings, config.max_request_bytes),
+            EmbeddingsEndpoint(embeddings, config),
             methods=post,
         ),
         Route("/v1/models", models.list, methods=get),

@@ -1,6 +1,7 @@
 """POST /v1/embeddings, as OpenAI writes it."""
 
 import base64
+import contextlib
 import sys
 from array import array
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from gateway.http.answer import IGNORED_FIELDS, Answer, as_error, unless_gone
 from gateway.http.call import call_of, read_body
 from gateway.http.parsing import ignored_fields, parse_body
 from gateway.request import Call
-from infermesh.errors import InvalidRequest, MeshError, UnsupportedParameter
+from infermesh.config import GatewayConfig
+from infermesh.errors import InvalidRequest, MeshError, SlowConsumer, UnsupportedParameter
 from infermesh.telemetry import tracing
 
 NAME = "embeddings"
@@ -57,13 +59,13 @@ class EmbeddingsBody(BaseModel):
 class EmbeddingsEndpoint:
     """POST one body, get its vectors."""
 
-    def __init__(self, embeddings: Embeddings, max_request_bytes: int) -> None:
+    def __init__(self, embeddings: Embeddings, config: GatewayConfig) -> None:
         self._embeddings = embeddings
-        self._max_request_bytes = max_request_bytes
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        answer = Answer(send)
+        answer = Answer(send, self._config.write_timeout_s)
         facts = {"infermesh.request_id": request.state.request_id}
         traceparent = request.headers.get("traceparent")
         try:
@@ -74,7 +76,7 @@ class EmbeddingsEndpoint:
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         try:
-            raw = await read_body(request, self._max_request_bytes)
+            raw = await read_body(request, self._config.max_request_bytes)
             body = parse_body(EmbeddingsBody, raw)
             wanted, call = body.request(), call_of(request, NAME, whole=True)
         except MeshError as error:
@@ -92,9 +94,14 @@ class EmbeddingsEndpoint:
             return
         rendered = orjson.dumps(_json(found, body.encoding_format == "base64"))
         ignored = ignored_fields(body.model_extra or {}, {})
-        headers = {IGNORED_FIELDS: ignored} if ignored else {}
-        await answer.begin(200, {"content-type": "application/json", **found.headers, **headers})
-        await answer.write(rendered, more=False)
+        headers = {"content-type": "application/json", **found.headers}
+        headers |= {IGNORED_FIELDS: ignored} if ignored else {}
+        # one that reads nothing is cut off, and counted as answered
+        with contextlib.suppress(SlowConsumer):
+            await answer.begin(
+                200, {"content-type": "application/json", **found.headers, **headers}
+            )
+            await answer.write(rendered, more=False)
 
 
 def _json(found: Embedded, as_base64: bool) -> dict[str, Any]:

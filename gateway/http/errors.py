@@ -33,12 +33,16 @@ def error_event(error: MeshError) -> bytes:
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
-    """The rate limits; when to come back, in whole seconds and, for who knows it, milliseconds."""
-    limits = {name: value for name, value in error.metadata.items() if name.startswith(PREFIX)}
+    """The rate limits; whether and when to come back, in whole seconds and in milliseconds.
+
+    Official SDKs repeat every 5xx unless `x-should-retry` says that it is pointless.
+    """
+    headers = {name: value for name, value in error.metadata.items() if name.startswith(PREFIX)}
+    headers["x-should-retry"] = "true" if error.retryable else "false"
     if error.retry_after_s is None:
-        return limits
+        return headers
     return {
-        **limits,
+        **headers,
         "retry-after": str(max(1, math.ceil(error.retry_after_s))),
         "retry-after-ms": str(max(1, round(error.retry_after_s * 1e3))),
     }

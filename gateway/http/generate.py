@@ -4,6 +4,7 @@ A refusal keeps its HTTP status, because headers go out at admission only; an er
 the stream's last event. A client that goes away cancels its request, queued or running.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -20,7 +21,7 @@ from gateway.pipeline import Pipeline
 from gateway.reply import Reply
 from gateway.request import Call, GenerationRequest
 from infermesh.config import GatewayConfig
-from infermesh.errors import Cancelled, MeshError
+from infermesh.errors import Cancelled, Internal, MeshError, SlowConsumer
 from infermesh.telemetry import tracing
 
 _STREAM_HEADERS = {
@@ -68,12 +69,15 @@ class GenerateEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        answer = Answer(send)
+        answer = Answer(send, self._config.write_timeout_s)
         try:
             traceparent = request.headers.get("traceparent")
             facts = {"infermesh.request_id": request.state.request_id}
             with tracing.span(f"gateway.{self._name}", traceparent=traceparent, attributes=facts):
                 await self._answer(request, answer)
+        except Exception:  # Starlette's handler answers it
+            answer.status = Internal.http_status
+            raise
         finally:
             metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
 
@@ -118,16 +122,17 @@ class GenerateEndpoint:
         self, reply: Reply, shape: Shape, ignored: str, answer: Answer
     ) -> MeshError | None:
         headers = {**_STREAM_HEADERS, **_facts(reply, ignored)}
-        await answer.begin(200, headers)
-        await answer.write(shape.opening(reply.record.num_choices))
         try:
+            await answer.begin(200, headers)
+            await answer.write(shape.opening(reply.record.num_choices))
             async for batch in reply.batches(self._config.keepalive_s):
                 await answer.write(b"".join(map(shape.chunk, batch)) if batch else KEEP_ALIVE)
+            waterfall = f": {WATERFALL} {reply.waterfall}\n\n".encode()
+            await answer.write(shape.usage(reply.usage()) + waterfall + DONE, more=False)
         except MeshError as error:
-            await answer.write(error_event(error), more=False)
+            with contextlib.suppress(SlowConsumer):
+                await answer.write(error_event(error), more=False)
             return error
-        tail = shape.usage(reply.usage()) + f": {WATERFALL} {reply.waterfall}\n\n".encode() + DONE
-        await answer.write(tail, more=False)
         return None
 
 
@@ -141,8 +146,11 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: Answer) -> Me
         await answer.refuse(error)
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
-    await answer.begin(200, {**headers, **_facts(reply, ignored)})
-    await answer.write(shape.whole(choices, reply.usage()), more=False)
+    try:
+        await answer.begin(200, {**headers, **_facts(reply, ignored)})
+        await answer.write(shape.whole(choices, reply.usage()), more=False)
+    except SlowConsumer as error:
+        return error
     return None
 
 

@@ -12,6 +12,7 @@ from infermesh.errors import InvalidRequest, UnsupportedParameter
 
 Body = TypeVar("Body", bound=BaseModel)
 _HEADER_SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _MAX_NAMED = 20
 _MAX_VALUE_CHARS = 60
 
@@ -67,7 +68,7 @@ def _shown(value: object) -> str:
 
 def token_id_key(key: str) -> int:
     """logit_bias' keys are token ids in strings."""
-    if not key.isascii() or not key.isdigit():
+    if not _TOKEN_ID.fullmatch(key):
         raise InvalidRequest(
             f"logit_bias has the key {_shown(key)}; keys must be token ids", param="logit_bias"
         )

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from infermesh.config import ConfigError
+from infermesh.sockets import bind
 
 # Longer than clients keep an idle connection, so that none is closed under a request.
 _KEEP_ALIVE_S = 75
@@ -67,44 +66,3 @@ class HttpServer:
     def close(self) -> None:
         """Gives the address back, also where `run` never began."""
         self._socket.close()
-
-
-def bind(setting: str, address: str) -> tuple[socket.socket, str]:
-    """A bound socket and its address, the port chosen where it was 0.
-
-    Raises:
-        ConfigError: it is in use, or is none of this machine's.
-    """
-    try:
-        if address.startswith("unix:"):
-            return _bind_unix(address.removeprefix("unix:")), address
-        host, _, port = address.rpartition(":")
-        return _bind_tcp(host.strip("[]"), int(port))
-    except (OSError, ValueError, OverflowError) as exc:
-        raise ConfigError(f"{setting} is {address}, which can't be bound: {exc}") from None
-
-
-def _bind_tcp(host: str, port: int) -> tuple[socket.socket, str]:
-    is_v6 = ":" in host
-    bound = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except BaseException:
-        bound.close()
-        raise
-    number = bound.getsockname()[1]
-    return bound, f"[{host}]:{number}" if is_v6 else f"{host}:{number}"
-
-
-def _bind_unix(path: str) -> socket.socket:
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # left by a process that was killed
-    try:
-        bound.bind(path)
-        os.chmod(path, 0o600)
-    except BaseException:
-        bound.close()
-        raise
-    return bound

@@ -49,6 +49,10 @@ class Attempt:
         """Tells the scheduler, unless it has ended."""
         self.session.cancel(self.stream_id)
 
+    def cancel_choice(self, choice: int) -> None:
+        """Tells the scheduler that one choice is not wanted any more."""
+        self.session.cancel_choice(self.stream_id, choice)
+
     def release(self) -> None:
         """It has ended by itself."""
         self.session.release(self.stream_id)

@@ -16,10 +16,12 @@ from gateway.replica.translate import (
     cancel_to_pb,
     finish_from_pb,
     logprobs_from_pb,
+    start_from_pb,
     submit_to_pb,
+    without_choice,
 )
-from gateway.request import Fingerprint, ReplicaId
-from gateway.tokens import Finish, TokenLogprobs
+from gateway.request import Fingerprint
+from gateway.tokens import Finish, Start, TokenLogprobs
 from infermesh.errors import MeshError, ReplicaUnavailable, from_detail, from_rpc_error
 from infermesh.v1 import scheduler_service_pb2 as pb
 
@@ -32,6 +34,8 @@ class Sink(Protocol):
     def on_accepted(self) -> None: ...
 
     def on_refused(self, error: MeshError) -> None: ...
+
+    def on_started(self, choice: int, start: Start) -> None: ...
 
     def on_delta(
         self,
@@ -58,12 +62,12 @@ class Session:
         self._open_stream = open_stream
         self._stream_ids = itertools.count(1)
         self._sinks: dict[StreamId, Sink] = {}
-        # Not sent yet. At most one submit per live request, at most one cancel per sent submit:
-        # bounded by the requests in flight.
+        # Not sent yet: at most one submit per live request, at most one cancel per sent submit (of
+        # these choices; empty: of all). Bounded by the requests in flight.
         self._submits: dict[StreamId, pb.SessionRequest] = {}
-        self._cancels: list[StreamId] = []
+        self._cancels: dict[StreamId, list[int]] = {}
         self._outgoing = asyncio.Event()
-        self.replica_id: ReplicaId | None = None
+        self._closed = False
         self.fingerprint: Fingerprint | None = None
 
     @property
@@ -88,7 +92,17 @@ class Session:
         if self._sinks.pop(stream_id, None) is None:
             return
         if self._submits.pop(stream_id, None) is None:
-            self._cancels.append(stream_id)
+            self._cancels[stream_id] = []
+            self._outgoing.set()
+
+    def cancel_choice(self, stream_id: StreamId, choice: int) -> None:
+        """Ends one choice of an attempt; the others go on. Harmless when it has ended."""
+        if stream_id not in self._sinks:
+            return
+        if (unsent := self._submits.get(stream_id)) is not None:
+            self._submits[stream_id] = without_choice(unsent, choice)
+        else:
+            self._cancels.setdefault(stream_id, []).append(choice)
             self._outgoing.set()
 
     def release(self, stream_id: StreamId) -> None:
@@ -106,7 +120,6 @@ class Session:
         try:
             async for response in call:
                 if response.HasField("ready"):
-                    self.replica_id = ReplicaId(response.ready.replica_id)
                     self.fingerprint = Fingerprint(response.ready.model_fingerprint)
                     on_ready()
                 self._dispatch(response)
@@ -117,16 +130,19 @@ class Session:
             error = exc
         finally:
             call.cancel()
+            self._closed = True
+            self._outgoing.set()  # ends `_requests`, which grpc forgets where the peer ended
             self.fingerprint = None
             self._break(error)
         raise error
 
     async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
-        while True:
+        while not self._closed:
             while self._submits or self._cancels:
                 # cancels first: they make room for what is submitted
                 if self._cancels:
-                    yield cancel_to_pb(self._cancels.pop(0))
+                    stream_id = next(iter(self._cancels))
+                    yield cancel_to_pb(stream_id, self._cancels.pop(stream_id))
                 else:
                     stream_id = next(iter(self._submits))
                     yield self._submits.pop(stream_id)
@@ -144,6 +160,8 @@ class Session:
         for delta in response.deltas:
             if sink := self._sinks.get(StreamId(delta.stream_id)):
                 logprobs = logprobs_from_pb(delta.logprobs) if delta.logprobs else ()
+                if delta.HasField("timings"):
+                    sink.on_started(delta.choice, start_from_pb(delta))
                 sink.on_delta(delta.choice, delta.start, list(delta.token_ids), logprobs)
         for finished in response.finished:
             if sink := self._sinks.get(StreamId(finished.stream_id)):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.request import Job, Sampling, StopRules
-from gateway.tokens import ChoiceTimings, Finish, FinishReason, TokenLogprobs
+from gateway.tokens import ChoiceTimings, Finish, FinishReason, Start, TokenLogprobs
 from infermesh.errors import Internal, MeshError, ProtocolViolation, from_detail
 from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
@@ -52,9 +52,18 @@ def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
     return pb.SessionRequest(submit=submit)
 
 
-def cancel_to_pb(stream_id: int) -> pb.SessionRequest:
-    """The message that ends an attempt."""
-    return pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id))
+def cancel_to_pb(stream_id: int, choices: Sequence[int]) -> pb.SessionRequest:
+    """The message that ends these choices of an attempt, or all where none is named."""
+    return pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id, choices=choices))
+
+
+def without_choice(request: pb.SessionRequest, choice: int) -> pb.SessionRequest:
+    """A submit that was not sent yet, for the other choices alone."""
+    changed = pb.SessionRequest()
+    changed.CopyFrom(request)
+    del changed.submit.choices[:]
+    changed.submit.choices.extend(c for c in request.submit.choices if c.index != choice)
+    return changed
 
 
 def finish_from_pb(message: pb.Finished) -> Finish | MeshError:
@@ -63,18 +72,26 @@ def finish_from_pb(message: pb.Finished) -> Finish | MeshError:
         if message.HasField("error"):
             return from_detail(message.error)
         return Internal("the replica ended a choice without saying why")
-    timings = message.timings
     return Finish(
         reason=_REASONS[message.reason],
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
-        timings=ChoiceTimings(
-            queue_s=timings.queue.ToMicroseconds() / 1e6,
-            prefill_s=timings.prefill.ToMicroseconds() / 1e6,
-            decode_s=timings.decode.ToMicroseconds() / 1e6,
-            num_preemptions=timings.num_preemptions,
-            num_replays=timings.num_replays,
-        ),
+        timings=_timings_from_pb(message.timings),
         cached_prompt_tokens=message.cached_prompt_tokens,
+    )
+
+
+def start_from_pb(message: pb.TokenDelta) -> Start:
+    """What the first delta of a choice tells beside its token."""
+    return Start(_timings_from_pb(message.timings), message.cached_prompt_tokens)
+
+
+def _timings_from_pb(message: pb.ChoiceTimings) -> ChoiceTimings:
+    return ChoiceTimings(
+        queue_s=message.queue.ToMicroseconds() / 1e6,
+        prefill_s=message.prefill.ToMicroseconds() / 1e6,
+        decode_s=message.decode.ToMicroseconds() / 1e6,
+        num_preemptions=message.num_preemptions,
+        num_replays=message.num_replays,
     )
 
 

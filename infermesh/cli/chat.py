@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infermesh.cli.sse import Message, list_models, stream_chat
 from infermesh.errors import MeshError, ModelLoading
@@ -47,7 +48,7 @@ def chat(
     if message is not None:
         _answer(target, [*history, {"role": "user", "content": message}], options)
         return
-    _console.print(f"[dim]{target[1]} at {url}; an empty line or Ctrl-D ends[/dim]")
+    _console.print(f"[dim]{escape(f'{target[1]} at {url}')}; an empty line or Ctrl-D ends[/dim]")
     _dialogue(target, history, options)
 
 
@@ -59,7 +60,7 @@ def _dialogue(
         try:
             text = _answer(target, [*history, turn], options)
         except MeshError as error:
-            _console.print(f"[red]error:[/red] {error}")
+            _console.print(f"[red]error:[/red] {escape(str(error))}")
             continue
         except KeyboardInterrupt:  # stops this answer, not the dialogue
             _console.print()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infermesh.config import Settings, load
@@ -36,7 +37,8 @@ def show(
             origin = settings.origins[key]
             if all_ or origin != "default":
                 value = getattr(getattr(settings, section), item.name)
-                table.add_row(key, _text(value), origin, item.metadata["doc"])
+                cells = (key, _text(value), origin, item.metadata["doc"])
+                table.add_row(*map(escape, cells))  # [::1]:8000 is no markup
     Console().print(table)
 
 

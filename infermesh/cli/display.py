@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from infermesh.mesh.supervisor import Endpoints
@@ -72,6 +73,8 @@ def curl_command(endpoints: Endpoints, question: str) -> str:
 
 def show_endpoints(console: Console, endpoints: Endpoints, question: str) -> None:
     """The URL and the curl to paste; the curl as one line however narrow the terminal is."""
-    console.print(f"\n[bold green]Serving[/] {', '.join(endpoints.models)} at {endpoints.url}")
-    console.print(f"[dim]gRPC {endpoints.grpc} · admin {endpoints.admin_url} · Ctrl-C stops[/]\n")
+    where = escape(f"{', '.join(endpoints.models)} at {endpoints.url}")
+    others = escape(f"gRPC {endpoints.grpc} · admin {endpoints.admin_url}")
+    console.print(f"\n[bold green]Serving[/] {where}")
+    console.print(f"[dim]{others} · Ctrl-C stops[/]\n")
     console.print(curl_command(endpoints, question), highlight=False, soft_wrap=True, markup=False)

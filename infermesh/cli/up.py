@@ -5,21 +5,23 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from infermesh import sockets
 from infermesh.cli.display import LoadingDisplay, show_endpoints
 from infermesh.cli.sse import stream_chat
-from infermesh.config import ConfigError, Settings, load
+from infermesh.config import ConfigError, GatewayConfig, Settings, load
 from infermesh.errors import MeshError, as_mesh_error
-from infermesh.mesh.plan import ROOT, find_model, plan_mesh
+from infermesh.mesh.models import ROOT, ModelChoice, check_aliases, choose_models
+from infermesh.mesh.plan import plan_mesh
 from infermesh.mesh.state import StateFolder
 from infermesh.mesh.supervisor import Endpoints, Supervisor
 
@@ -29,9 +31,17 @@ KEPT_LOGS = 5
 
 
 def up(
-    model: Annotated[str, typer.Option(help="Directory or ORG/NAME; default: demo.")] = "",
-    served_name: Annotated[str, typer.Option(help="The name clients ask for.")] = "",
-    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of the model.")] = 1,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="[NAME=]directory or ORG/NAME; repeatable. Default: demo."),
+    ] = None,
+    served_name: Annotated[
+        list[str] | None, typer.Option(help="The name clients ask for; one per --model.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name: ALIAS=NAME; repeatable.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of each model.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     load_format: Annotated[
         str | None, typer.Option(help="safetensors, or dummy for random weights.")
@@ -39,7 +49,7 @@ def up(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
     engine: Annotated[str | None, typer.Option(help="torch or simulated.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
-    host: Annotated[str, typer.Option(help="Loopback only.")] = "127.0.0.1",
+    host: Annotated[str | None, typer.Option(help="Of all three ports; loopback only.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
@@ -58,29 +68,40 @@ def up(
     """Run the services of a mesh as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
         raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
-    resolved, default_name = find_model(model)
     flags: dict[str, object] = {
-        "scheduler.model": resolved,
-        "scheduler.model_id": served_name or default_name or None,
         "scheduler.dtype": dtype,
         "scheduler.load_format": load_format,
         "scheduler.max_model_len": max_model_len,
         "shard.device": device,
         "shard.engine": engine,
-        "gateway.http_address": None if port is None else f"{host}:{port}",
-        "gateway.admin_address": None if admin_port is None else f"{host}:{admin_port}",
-        "gateway.grpc_address": None if grpc_port is None else f"{host}:{grpc_port}",
+        "gateway.model_aliases": ",".join(alias) if alias else None,
     }
     argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     argv += [f"--{item}" for item in settings or []]
-    effective = load([*(["--config", config] if config else []), *argv])
+    argv += ["--config", config] if config else []
+    ports = {"http_address": port, "admin_address": admin_port, "grpc_address": grpc_port}
+    effective = load([*argv, *_address_flags(load(argv).gateway, host, ports)])
+    models = _models(effective, model or [], served_name or [])
     state = StateFolder.of_user()
     with _folders(state) as (run_dir, log_dir):
         kept = (state if auth else None, state.cache_dir if cache else None)
-        plan = plan_mesh(effective, replicas, run_dir, log_dir, *kept)
+        plan = plan_mesh(effective, models, replicas, run_dir, log_dir, *kept)
         _refuse_busy_ports(effective)
         supervisor = Supervisor(plan, state, ready_file, effective.gateway.drain_grace_s)
         raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))
+
+
+def _models(
+    settings: Settings, models: Sequence[str], served_names: Sequence[str]
+) -> tuple[ModelChoice, ...]:
+    """What the command line names, else what [scheduler] does, else the demo model."""
+    configured = settings.scheduler
+    if not models and configured.model:
+        models = [configured.model]
+        served_names = served_names or ([configured.model_id] if configured.model_id else [])
+    chosen = choose_models(models, served_names)
+    check_aliases(settings.gateway.model_aliases, chosen)
+    return chosen
 
 
 async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
@@ -99,7 +120,7 @@ async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
             raise
     except (MeshError, ExceptionGroup) as error:
         sentence = as_mesh_error(error).message
-        console.print(f"[red]error:[/] {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         console.print(f"[dim]logs: {log_dir}[/]", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -130,7 +151,7 @@ async def _serve_until(
     stopping: asyncio.Event, console: Console, endpoints: Endpoints, ask: str | None, began: float
 ) -> None:
     if ask is not None:
-        console.print(f"[bold]> {ask}[/]", highlight=False)
+        console.print(f"[bold]> {escape(ask)}[/]", highlight=False)
         await asyncio.to_thread(_ask, console, endpoints, ask)
     show_endpoints(console, endpoints, ask or EXAMPLE)
     console.print(f"[dim]up in {time.monotonic() - began:.1f} s[/]")
@@ -146,21 +167,33 @@ def _ask(console: Console, endpoints: Endpoints, question: str) -> None:
     console.print()
 
 
-def _refuse_busy_ports(settings: Settings) -> None:
-    gateway = settings.gateway
-    for address in (gateway.http_address, gateway.admin_address, gateway.grpc_address):
-        host, _, port = address.rpartition(":")
-        if address.startswith("unix:") or port == "0":
+def _address_flags(
+    configured: GatewayConfig, host: str | None, ports: Mapping[str, int | None]
+) -> list[str]:
+    """Flags for the addresses of which the command line names host or port."""
+    flags = []
+    for name, port in ports.items():
+        address: str = getattr(configured, name)
+        if (host is None and port is None) or address.startswith("unix:"):
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, int(port)))
-            except OSError:
-                raise ConfigError(
-                    f"port {port} on {host} is in use; choose others with --port, --admin-port "
-                    "and --grpc-port (0 takes any free one)"
-                ) from None
+        old_host, _, old_port = address.rpartition(":")
+        joined = sockets.join(host or old_host, old_port if port is None else port)
+        flags.append(f"--gateway.{name}={joined}")
+    return flags
+
+
+def _refuse_busy_ports(settings: Settings) -> None:
+    """Before anything is started; the gateway itself would say it seconds later."""
+    for name in ("http_address", "admin_address", "grpc_address"):
+        address = getattr(settings.gateway, name)
+        if address.startswith("unix:"):
+            continue
+        try:
+            sockets.bind(f"gateway.{name}", address)[0].close()
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; --port, --admin-port and --grpc-port choose others (0: any free one)"
+            ) from None
 
 
 @contextlib.contextmanager

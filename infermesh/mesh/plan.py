@@ -2,26 +2,21 @@
 
 import dataclasses
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infermesh.config import (
     AuthConfig,
     CacheConfig,
-    ConfigError,
     GatewayConfig,
     SchedulerConfig,
     Settings,
     ShardConfig,
 )
 from infermesh.config_fields import sections
+from infermesh.mesh.models import ModelChoice
 from infermesh.mesh.state import StateFolder
-
-ROOT = Path(__file__).resolve().parents[2]
-DEMO_MODEL = ROOT / "demo" / "model"
-DEMO_MODEL_ID = "infermesh-demo"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,52 +60,38 @@ class MeshPlan:
     groups: tuple[Group, ...]
     gateway: ProcessSpec
     scheduler_addresses: tuple[str, ...]
+    model_names: tuple[str, ...]
     auth: AuthPlan | None = None
-
-
-def find_model(model: str) -> tuple[str, str]:
-    """`--model` as (absolute path or hub name, served id); empty means the demo model.
-
-    Raises:
-        ConfigError: neither a directory with a config.json nor ORG/NAME.
-    """
-    if not model:
-        return str(DEMO_MODEL), DEMO_MODEL_ID
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"{model} is no model directory: it has no config.json")
-        return str(path.resolve()), ""
-    if _HUB_NAME.fullmatch(model) and not model.startswith("."):
-        return model, ""
-    raise ConfigError(f"there is no model at {model}: give a directory or ORG/NAME")
 
 
 def plan_mesh(
     settings: Settings,
+    models: Sequence[ModelChoice],
     replicas: int,
     run_dir: Path,
     log_dir: Path,
-    state: StateFolder | None,
+    state: StateFolder | None = None,
     cache_dir: Path | None = None,
 ) -> MeshPlan:
-    """The processes of one gateway over `replicas` schedulers with one shard each.
+    """The processes of one gateway over `replicas` schedulers of each model, one shard each.
 
     Args:
         state: where the auth service keeps its data; None: no auth service, any key is accepted.
         cache_dir: where the semantic cache keeps its answers; None: no cache.
     """
-    threads = settings.shard.num_threads or max(1, len(os.sched_getaffinity(0)) // replicas)
     shards, schedulers, addresses = [], [], []
-    for index in range(replicas):
+    copies = [(model, copy) for model in models for copy in range(replicas)]
+    for index, (model, copy) in enumerate(copies):
         shard_address = f"unix:{run_dir}/shard-{index}.sock"
         scheduler_address = f"unix:{run_dir}/scheduler-{index}.sock"
-        shard = dataclasses.replace(settings.shard, address=shard_address, num_threads=threads)
+        shard = dataclasses.replace(settings.shard, address=shard_address, local_shards=len(copies))
         scheduler = dataclasses.replace(
             settings.scheduler,
             address=scheduler_address,
             shard=shard_address,
-            replica_id=f"replica-{index}",
+            model=model.source,
+            model_id=model.name,
+            replica_id=f"{'replica' if len(models) == 1 else model.name}-{copy}",
         )
         one = dataclasses.replace(settings, shard=shard, scheduler=scheduler)
         shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
@@ -140,7 +121,8 @@ def plan_mesh(
         Group("cache", tuple(caches), late=True),
         Group("gateway", (edge_process,)),
     )
-    return MeshPlan(groups, edge_process, tuple(addresses), auth)
+    names = tuple(model.name for model in models)
+    return MeshPlan(groups, edge_process, tuple(addresses), names, auth)
 
 
 def _auth_spec(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.errors import Internal
-from infermesh.mesh.plan import ROOT, ProcessSpec
+from infermesh.mesh.models import ROOT
+from infermesh.mesh.plan import ProcessSpec
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0

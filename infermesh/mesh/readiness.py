@@ -1,13 +1,13 @@
 """When the mesh can answer: every replica serves its model, and the gateway lists it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import grpc
 import httpx
 
 from infermesh import rpc
-from infermesh.errors import MeshError, from_detail, from_rpc_error
+from infermesh.errors import from_detail, from_rpc_error
 from infermesh.v1 import scheduler_service_pb2 as pb
 from infermesh.v1 import scheduler_service_pb2_grpc as pb_grpc
 
@@ -45,8 +45,8 @@ async def _watch(stub: pb_grpc.SchedulerServiceStub, on_progress: Progress) -> b
     return False
 
 
-async def wait_gateway(url: str, api_key: str) -> list[str]:
-    """The models that generate, once the gateway lists any."""
+async def wait_gateway(url: str, api_key: str, wanted: Collection[str]) -> list[str]:
+    """The names that generate, once those wanted are among them."""
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {api_key}"}) as client:
         while True:
             try:
@@ -55,9 +55,6 @@ async def wait_gateway(url: str, api_key: str) -> list[str]:
                 models = [model["id"] for model in listed if model.get("kind") != "embed"]
             except (httpx.TransportError, ValueError, KeyError):
                 models = []
-            if models:
+            if models and set(wanted) <= set(models):
                 return models
             await asyncio.sleep(RETRY_S)
-
-
-__all__ = ["MeshError", "Progress", "wait_gateway", "wait_replica"]

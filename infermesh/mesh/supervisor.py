@@ -29,7 +29,7 @@ STOP_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where the mesh listens, and what it serves."""
+    """Where the mesh listens, and the names it serves: its models, then their aliases."""
 
     url: str
     admin_url: str
@@ -129,7 +129,7 @@ class Supervisor:
         url = f"http://{facts['http_address']}"
         auth = self._plan.auth
         api_key = ANY_KEY if auth is None else await dev_key.obtain(auth, self._state)
-        models = await wait_gateway(url, api_key)
+        models = await wait_gateway(url, api_key, self._plan.model_names)
         return Endpoints(
             url=url,
             admin_url=f"http://{facts['admin_address']}",

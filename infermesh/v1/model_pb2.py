@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18infermesh/v1/model.proto\x12\x0cinfermesh.v1\"\xbd\x03\n\rModelManifest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\x05\x12\x19\n\x0c\x62os_token_id\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x15\n\rchat_template\x18\x0b \x01(\t\x12\x1e\n\x16generation_config_json\x18\x0c \x01(\t\x12\x1d\n\x15tokenizer_config_json\x18\r \x01(\t\x12\x16\n\x0enum_parameters\x18\x0e \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0f \x01(\x04\x12\x0e\n\x06source\x18\x10 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x11 \x01(\x03\x42\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_id\"\'\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18infermesh/v1/model.proto\x12\x0cinfermesh.v1\"\xd6\x03\n\rModelManifest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\x05\x12\x19\n\x0c\x62os_token_id\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x15\n\rchat_template\x18\x0b \x01(\t\x12\x1e\n\x16generation_config_json\x18\x0c \x01(\t\x12\x1d\n\x15tokenizer_config_json\x18\r \x01(\t\x12\x16\n\x0enum_parameters\x18\x0e \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0f \x01(\x04\x12\x0e\n\x06source\x18\x10 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x11 \x01(\x03\x12\x17\n\x0frope_switch_len\x18\x12 \x01(\rB\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_id\"\'\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.v1.model_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELMANIFEST']._serialized_start=43
-  _globals['_MODELMANIFEST']._serialized_end=488
-  _globals['_FILECHUNK']._serialized_start=490
-  _globals['_FILECHUNK']._serialized_end=529
+  _globals['_MODELMANIFEST']._serialized_end=513
+  _globals['_FILECHUNK']._serialized_start=515
+  _globals['_FILECHUNK']._serialized_end=554
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,7 @@ class ModelManifest(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
+    ROPE_SWITCH_LEN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The name clients ask for."""
     model_fingerprint: _builtins.str
@@ -70,6 +71,8 @@ class ModelManifest(_message.Message):
     """Where it came from: a path or ORG/NAME@revision."""
     created_unix_s: _builtins.int
     """Seconds since the epoch at which the model was loaded."""
+    rope_switch_len: _builtins.int
+    """Sequences of more tokens use other rotary tables in all their positions; 0: one for all lengths."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -92,10 +95,11 @@ class ModelManifest(_message.Message):
         weight_bytes: _builtins.int = ...,
         source: _builtins.str = ...,
         created_unix_s: _builtins.int = ...,
+        rope_switch_len: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "pad_token_id", b"pad_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "created_unix_s", b"created_unix_s", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "generation_config_json", b"generation_config_json", "max_model_len", b"max_model_len", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "num_parameters", b"num_parameters", "pad_token_id", b"pad_token_id", "quantization", b"quantization", "source", b"source", "tokenizer_config_json", b"tokenizer_config_json", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "created_unix_s", b"created_unix_s", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "generation_config_json", b"generation_config_json", "max_model_len", b"max_model_len", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "num_parameters", b"num_parameters", "pad_token_id", b"pad_token_id", "quantization", b"quantization", "rope_switch_len", b"rope_switch_len", "source", b"source", "tokenizer_config_json", b"tokenizer_config_json", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

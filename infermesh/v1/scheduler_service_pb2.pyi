@@ -211,18 +211,26 @@ Global___ChoiceState: _TypeAlias = ChoiceState  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
+    """Nobody wants the rest of it. Ignored for what has ended already: the two crossed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STREAM_ID_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The choices to end, the request's others go on; empty: all of them."""
+
     def __init__(
         self,
         *,
         stream_id: _builtins.int = ...,
+        choices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,15 +349,25 @@ class TokenDelta(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     choice: _builtins.int
     start: _builtins.int
     """Index of the first token of this delta in the choice's output, counted over all attempts."""
+    cached_prompt_tokens: _builtins.int
+    """Beside `timings`, as in Finished."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.TokenLogprobs]:
         """Empty, or one per token."""
+
+    @_builtins.property
+    def timings(self) -> Global___ChoiceTimings:
+        """In the choice's first delta of this attempt: where its time went until then. A stop string or a
+        client that leaves may end the choice before its Finished can say so.
+        """
 
     def __init__(
         self,
@@ -359,10 +377,12 @@ class TokenDelta(_message.Message):
         start: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_sampling_pb2.TokenLogprobs] | None = ...,
+        timings: Global___ChoiceTimings | None = ...,
+        cached_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "logprobs", b"logprobs", "start", b"start", "stream_id", b"stream_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "choice", b"choice", "logprobs", b"logprobs", "start", b"start", "stream_id", b"stream_id", "timings", b"timings", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,11 +62,18 @@ class SchedulerServiceServicer(object):
         Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
         with contiguous `start` per choice; then exactly one finished per choice. At most one message
         per engine step, for all of the gateway's requests together.
-        Cancel: SessionRequest.cancel ends one request (finished with CANCELLED follows for each of
-        its open choices); its blocks are free within the window. Cancelling the call ends all.
-        Errors of the call: DRAINING, PROTOCOL_VIOLATION. Refused/finished carry: QUEUE_FULL,
-        CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, UNSUPPORTED_PARAMETER, DEADLINE_EXCEEDED,
-        MODEL_LOADING, DRAINING, NUMERICAL_ERROR, POISONED, INTERNAL.
+        Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
+        follows for each that was open); its blocks are free within the window. Cancelling the call
+        ends all.
+        Errors of the call: DRAINING, REPLICA_UNAVAILABLE (another model is served now: token ids mean
+        something else), SLOW_CONSUMER (submits without reading the answers), PROTOCOL_VIOLATION,
+        INTERNAL.
+        Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
+        (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
+        model can't be served), DRAINING.
+        Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
+        OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
+        REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,7 +89,8 @@ class SchedulerServiceServicer(object):
 
     def GetModel(self, request, context):
         """The manifest first, then the tokenizer files in chunks; the server closes.
-        Errors: MODEL_LOADING (with RetryInfo), MODEL_LOAD_FAILED.
+        Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
+        MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

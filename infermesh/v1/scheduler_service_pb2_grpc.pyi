@@ -39,11 +39,18 @@ class SchedulerServiceStub:
     Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
     with contiguous `start` per choice; then exactly one finished per choice. At most one message
     per engine step, for all of the gateway's requests together.
-    Cancel: SessionRequest.cancel ends one request (finished with CANCELLED follows for each of
-    its open choices); its blocks are free within the window. Cancelling the call ends all.
-    Errors of the call: DRAINING, PROTOCOL_VIOLATION. Refused/finished carry: QUEUE_FULL,
-    CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, UNSUPPORTED_PARAMETER, DEADLINE_EXCEEDED,
-    MODEL_LOADING, DRAINING, NUMERICAL_ERROR, POISONED, INTERNAL.
+    Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
+    follows for each that was open); its blocks are free within the window. Cancelling the call
+    ends all.
+    Errors of the call: DRAINING, REPLICA_UNAVAILABLE (another model is served now: token ids mean
+    something else), SLOW_CONSUMER (submits without reading the answers), PROTOCOL_VIOLATION,
+    INTERNAL.
+    Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
+    (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
+    model can't be served), DRAINING.
+    Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
+    OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
+    REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
     """
     WatchReplica: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchReplicaRequest, _scheduler_service_pb2.WatchReplicaResponse]
     """The replica's state and load: at once, then whenever it changed, at most every 50 ms, and at
@@ -51,7 +58,8 @@ class SchedulerServiceStub:
     """
     GetModel: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.SchedulerServiceGetModelRequest, _scheduler_service_pb2.SchedulerServiceGetModelResponse]
     """The manifest first, then the tokenizer files in chunks; the server closes.
-    Errors: MODEL_LOADING (with RetryInfo), MODEL_LOAD_FAILED.
+    Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
+    MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
     """
 
 @_typing.type_check_only
@@ -65,11 +73,18 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
     with contiguous `start` per choice; then exactly one finished per choice. At most one message
     per engine step, for all of the gateway's requests together.
-    Cancel: SessionRequest.cancel ends one request (finished with CANCELLED follows for each of
-    its open choices); its blocks are free within the window. Cancelling the call ends all.
-    Errors of the call: DRAINING, PROTOCOL_VIOLATION. Refused/finished carry: QUEUE_FULL,
-    CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, UNSUPPORTED_PARAMETER, DEADLINE_EXCEEDED,
-    MODEL_LOADING, DRAINING, NUMERICAL_ERROR, POISONED, INTERNAL.
+    Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
+    follows for each that was open); its blocks are free within the window. Cancelling the call
+    ends all.
+    Errors of the call: DRAINING, REPLICA_UNAVAILABLE (another model is served now: token ids mean
+    something else), SLOW_CONSUMER (submits without reading the answers), PROTOCOL_VIOLATION,
+    INTERNAL.
+    Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
+    (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
+    model can't be served), DRAINING.
+    Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
+    OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
+    REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
     """
     WatchReplica: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchReplicaRequest, _scheduler_service_pb2.WatchReplicaResponse]  # type: ignore[assignment]
     """The replica's state and load: at once, then whenever it changed, at most every 50 ms, and at
@@ -77,7 +92,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """
     GetModel: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.SchedulerServiceGetModelRequest, _scheduler_service_pb2.SchedulerServiceGetModelResponse]  # type: ignore[assignment]
     """The manifest first, then the tokenizer files in chunks; the server closes.
-    Errors: MODEL_LOADING (with RetryInfo), MODEL_LOAD_FAILED.
+    Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
+    MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
     """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -94,11 +110,18 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
         with contiguous `start` per choice; then exactly one finished per choice. At most one message
         per engine step, for all of the gateway's requests together.
-        Cancel: SessionRequest.cancel ends one request (finished with CANCELLED follows for each of
-        its open choices); its blocks are free within the window. Cancelling the call ends all.
-        Errors of the call: DRAINING, PROTOCOL_VIOLATION. Refused/finished carry: QUEUE_FULL,
-        CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, UNSUPPORTED_PARAMETER, DEADLINE_EXCEEDED,
-        MODEL_LOADING, DRAINING, NUMERICAL_ERROR, POISONED, INTERNAL.
+        Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
+        follows for each that was open); its blocks are free within the window. Cancelling the call
+        ends all.
+        Errors of the call: DRAINING, REPLICA_UNAVAILABLE (another model is served now: token ids mean
+        something else), SLOW_CONSUMER (submits without reading the answers), PROTOCOL_VIOLATION,
+        INTERNAL.
+        Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
+        (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
+        model can't be served), DRAINING.
+        Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
+        OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
+        REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
         """
 
     @_abc_1.abstractmethod
@@ -118,7 +141,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_service_pb2.SchedulerServiceGetModelResponse], _abc.AsyncIterator[_scheduler_service_pb2.SchedulerServiceGetModelResponse]]:
         """The manifest first, then the tokenizer files in chunks; the server closes.
-        Errors: MODEL_LOADING (with RetryInfo), MODEL_LOAD_FAILED.
+        Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
+        MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -504,6 +504,7 @@ class NewSequence(_message.Message):
     SUPPRESSED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PENALTY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    LONG_ROPE_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     num_computed_tokens: _builtins.int
     """Tokens whose KV is in those blocks already: the position of the first row's first token."""
@@ -515,6 +516,11 @@ class NewSequence(_message.Message):
     """Below this many output tokens, suppressed_token_ids can't be sampled."""
     traceparent: _builtins.str
     """W3C trace context of the request; the shard's span of this sequence hangs below it."""
+    long_rope: _builtins.bool
+    """It is longer than the manifest's rope_switch_len, and so are its blocks' sequences: all of them
+    are rotated by the tables for long sequences. One that grows past that length is finished and
+    comes again, with blocks computed anew.
+    """
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The block table so far; covers at least num_computed_tokens."""
@@ -542,10 +548,11 @@ class NewSequence(_message.Message):
         suppressed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         penalty_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         traceparent: _builtins.str = ...,
+        long_rope: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "choice", b"choice", "min_tokens", b"min_tokens", "num_computed_tokens", b"num_computed_tokens", "penalty_token_ids", b"penalty_token_ids", "prompt_len", b"prompt_len", "sampling", b"sampling", "slot", b"slot", "suppressed_token_ids", b"suppressed_token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "choice", b"choice", "long_rope", b"long_rope", "min_tokens", b"min_tokens", "num_computed_tokens", b"num_computed_tokens", "penalty_token_ids", b"penalty_token_ids", "prompt_len", b"prompt_len", "sampling", b"sampling", "slot", b"slot", "suppressed_token_ids", b"suppressed_token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from services.auth import api_key, changes
 from services.auth import tenants as tenants_store
 from services.auth.database import Database
 from services.auth.schema import keys, tenants
+from services.auth.tokens import Claims, Tokens
 from services.auth.values import SCOPES, Key, KeyId, Policy, Tenant, TenantId
 
 _MAX_VALID_S = 100 * 365 * 86_400
@@ -43,14 +44,20 @@ class Keys:
     """The table of keys.
 
     Args:
+        tokens: what checks JSON Web Tokens; None: they are no credentials here.
         clock: seconds of the Unix epoch.
         on_change: called after a change was committed.
     """
 
     def __init__(
-        self, database: Database, clock: Callable[[], float], on_change: Callable[[], None]
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
+        tokens: Tokens | None = None,
     ) -> None:
         self._database = database
+        self._tokens = tokens
         self._clock = clock
         self._on_change = on_change
 
@@ -60,6 +67,8 @@ class Keys:
         Raises:
             InvalidApiKey: it is unknown, revoked or expired.
         """
+        if self._tokens is not None and self._tokens.is_token(text):
+            return await self._verify_token(self._tokens.check(text))
         key_id = api_key.id_of(text)
         if key_id is None:
             raise InvalidApiKey("Incorrect API key provided: it is no key of this mesh.")
@@ -79,6 +88,21 @@ class Keys:
             limits=Limits(**_tenant_part(row, Limits)),
             policy=Policy(**_tenant_part(row, Policy)),
             valid_for_s=None if key.expires_at is None else key.expires_at - now,
+            sequence=sequence,
+        )
+
+    async def _verify_token(self, claims: Claims) -> Verified:
+        async with self._database.reading() as connection:
+            sequence = await changes.latest(connection)
+            try:
+                tenant = await tenants_store.find(connection, claims.key.tenant_id)
+            except NotFound:
+                raise InvalidApiKey("Incorrect token provided: its tenant is unknown.") from None
+        return Verified(
+            key=claims.key,
+            limits=tenant.limits,
+            policy=tenant.policy,
+            valid_for_s=claims.expires_at - self._clock(),
             sequence=sequence,
         )
 

@@ -1,85 +1,18 @@
-"""Leases of quota in SQL: every report is one transaction under the lock of its tenant's quota."""
+"""Leases of quota: every report is one transaction under the lock of its tenant's quota."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
-from infermesh.quota import NOTHING, Amounts
+from infermesh.quota import NOTHING
 from services.auth import quota
+from services.auth.account import Account, Lease
 from services.auth.database import Database
-from services.auth.quota import Refusal, Tally
-from services.auth.schema import leases, quotas, tenants
-from services.auth.tenants import limits_of
-from services.auth.values import LeaseId, TenantId
-
-_KINDS = ("requests", "tokens", "slots")
-_WORDS = {
-    "requests_per_minute": "requests per minute",
-    "tokens_per_minute": "tokens per minute",
-    "max_concurrency": "requests at once",
-    "daily_tokens": "tokens per day",
-    "monthly_tokens": "tokens per month",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """One run of a gateway process."""
-
-    id: str
-    incarnation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A lease as its gateway sees it; `spent` and `returned` are totals since it began."""
-
-    lease_id: LeaseId
-    tenant_id: TenantId
-    spent: Amounts
-    returned: Amounts
-    needed: Amounts = NOTHING
-    wanted: Amounts = NOTHING
-    least_needed: Amounts = NOTHING
-    closing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The answer to a report; `granted` is the total since the lease began."""
-
-    lease_id: LeaseId
-    granted: Amounts = NOTHING
-    valid_for_s: float = 0.0
-    ended: bool = False
-    refused: MeshError | None = None
-    remaining: Amounts = NOTHING
-    reset_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Lease:
-    """A row of the table."""
-
-    id: LeaseId
-    gateway: Gateway
-    granted: Amounts
-    spent: Amounts
-    returned: Amounts
-    expires_at: float
-    is_over: bool
-
-    @property
-    def open(self) -> Amounts:
-        """Granted and neither spent nor returned."""
-        return (self.granted - self.spent - self.returned).at_least(NOTHING)
+from services.auth.schema import leases
+from services.auth.values import Gateway, Grant, Report, TenantId
 
 
 class Leases:
@@ -111,7 +44,7 @@ class Leases:
             found = (await connection.execute(query.where(older))).scalars().all()
         for tenant_id in found:
             async with self._database.writing() as connection:
-                account = await _Account.lock(connection, TenantId(tenant_id), self._clock())
+                account = await Account.lock(connection, TenantId(tenant_id), self._clock())
                 if account is None:
                     continue
                 for lease in account.leases:
@@ -122,7 +55,7 @@ class Leases:
     async def report(self, gateway: Gateway, report: Report) -> Grant:
         """Takes in what was spent and returned, and grants what there is room for."""
         async with self._database.writing() as connection:
-            account = await _Account.lock(connection, report.tenant_id, self._clock())
+            account = await Account.lock(connection, report.tenant_id, self._clock())
             if account is None:
                 return Grant(report.lease_id, ended=True)
             await account.expire(connection, self._max_request_s)
@@ -137,7 +70,7 @@ class Leases:
                 return Grant(report.lease_id, ended=True)
             granted = account.grant(lease, report)
             lease.expires_at = account.now + self._lease_s
-            await _update(connection, lease)
+            await account.update(connection, lease)
             await account.save(connection)
         return Grant(
             lease_id=lease.id,
@@ -149,7 +82,7 @@ class Leases:
         )
 
     async def _lease_of(
-        self, connection: AsyncConnection, account: _Account, gateway: Gateway, report: Report
+        self, connection: AsyncConnection, account: Account, gateway: Gateway, report: Report
     ) -> Lease | None:
         """The report's lease, a new one where it is the first; None where it is over."""
         for lease in account.leases:
@@ -158,144 +91,5 @@ class Leases:
         if report.closing or report.spent != NOTHING or report.returned != NOTHING:
             return None
         lease = Lease(report.lease_id, gateway, NOTHING, NOTHING, NOTHING, 0.0, False)
-        account.leases.append(lease)
-        values = {"id": lease.id, "tenant_id": report.tenant_id, **_columns(lease)}
-        values |= {"gateway_id": gateway.id, "incarnation": gateway.incarnation}
-        await connection.execute(sa.insert(leases).values(**values))
+        await account.add(connection, lease)
         return lease
-
-
-class _Account:
-    """One tenant's quota inside a transaction that holds its lock."""
-
-    def __init__(self, tenant: Any, tally: Tally, found: list[Lease], now: float) -> None:
-        self.tally = tally
-        self.leases = found
-        self.now = tally.advance(now)
-        self._tenant_id = tenant.id
-        self._limits = limits_of(tenant)
-
-    @classmethod
-    async def lock(
-        cls, connection: AsyncConnection, tenant_id: TenantId, now: float
-    ) -> _Account | None:
-        """None where there is no such tenant."""
-        update = (
-            sa.update(quotas)
-            .where(quotas.c.tenant_id == tenant_id)
-            .values(version=quotas.c.version + 1)
-            .returning(*quotas.c)
-        )
-        row = (await connection.execute(update)).one_or_none()
-        if row is None:
-            return None
-        tenant = await connection.execute(sa.select(tenants).where(tenants.c.id == tenant_id))
-        found = await connection.execute(sa.select(leases).where(leases.c.tenant_id == tenant_id))
-        tally = Tally(
-            cells=quota.cells_from_json(row.cells),
-            day=row.day,
-            day_tokens=row.day_tokens,
-            month=row.month,
-            month_tokens=row.month_tokens,
-            updated_at=row.updated_at,
-        )
-        return cls(tenant.one(), tally, [_lease_of(lease) for lease in found], now)
-
-    async def save(self, connection: AsyncConnection) -> None:
-        values = dataclasses.asdict(self.tally)
-        values["cells"] = quota.cells_to_json(self.tally.cells)
-        change = sa.update(quotas).where(quotas.c.tenant_id == self._tenant_id).values(**values)
-        await connection.execute(change)
-
-    async def expire(self, connection: AsyncConnection, max_request_s: float) -> None:
-        """Leases that nobody reported for: what is open of them counts as spent when they ended;
-        their slots stay taken for as long as a request may run.
-        """
-        for lease in list(self.leases):
-            if lease.expires_at > self.now:
-                continue
-            open_slots = Amounts(slots=lease.open.slots)
-            if lease.is_over or not open_slots.slots:
-                await self.end(connection, lease, lease.expires_at)
-                continue
-            self._settle_open(lease, lease.expires_at)
-            lease.is_over = True
-            lease.expires_at += max_request_s
-            await _update(connection, lease)
-
-    async def end(self, connection: AsyncConnection, lease: Lease, at: float) -> None:
-        """What is open of a lease counts as spent; its slots are free."""
-        if not lease.is_over:
-            self._settle_open(lease, at)
-        await self.remove(connection, lease)
-
-    async def remove(self, connection: AsyncConnection, lease: Lease) -> None:
-        """What is open of a lease is free."""
-        self.leases.remove(lease)
-        await connection.execute(sa.delete(leases).where(leases.c.id == lease.id))
-
-    def take_in(self, lease: Lease, report: Report) -> None:
-        """Totals only grow, so that a report may come twice, or late."""
-        spent = lease.spent.at_least(report.spent)
-        self.tally.settle(spent - lease.spent, self.now)
-        lease.spent = spent
-        lease.returned = lease.returned.at_least(report.returned)
-
-    def grant(self, lease: Lease, report: Report) -> Amounts:
-        """Adds to a lease what there is room for; how much that is."""
-        granted = quota.grant(self.room(), report.needed, report.wanted)
-        lease.granted += granted
-        return granted
-
-    def room(self) -> Amounts:
-        return quota.room(self._limits, self.tally, self._open())
-
-    def refusal(self, report: Report) -> MeshError:
-        """Why a need was not met in full."""
-        found = quota.refusal(
-            self._limits, self.tally, self._open(), report.least_needed, self.now
-        ) or Refusal("max_concurrency", self._limits.max_concurrency or 0, 1.0)
-        words = _WORDS[found.limit]
-        sentence = f"Rate limit reached for tenant {self._tenant_id} on {words}: {found.allowed}."
-        if found.retry_after_s is not None:
-            sentence += f" Please try again in {found.retry_after_s:.1f} s."
-        is_budget = found.limit in ("daily_tokens", "monthly_tokens")
-        error = InsufficientQuota if is_budget else RateLimitExceeded
-        return error(sentence, retry_after_s=found.retry_after_s)
-
-    def _open(self) -> Amounts:
-        return sum((lease.open for lease in self.leases), NOTHING)
-
-    def _settle_open(self, lease: Lease, at: float) -> None:
-        rest = Amounts(lease.open.requests, lease.open.tokens)
-        self.tally.settle(rest, at)
-        lease.spent += rest
-
-
-def _lease_of(row: Any) -> Lease:
-    def amounts(name: str, kinds: tuple[str, ...] = _KINDS) -> Amounts:
-        return Amounts(**{kind: getattr(row, f"{name}_{kind}") for kind in kinds})
-
-    return Lease(
-        id=LeaseId(row.id),
-        gateway=Gateway(row.gateway_id, row.incarnation),
-        granted=amounts("granted"),
-        spent=amounts("spent", ("requests", "tokens")),
-        returned=amounts("returned"),
-        expires_at=row.expires_at,
-        is_over=row.is_over,
-    )
-
-
-def _columns(lease: Lease) -> dict[str, Any]:
-    values: dict[str, Any] = {"expires_at": lease.expires_at, "is_over": lease.is_over}
-    for name in ("granted", "spent", "returned"):
-        amounts = getattr(lease, name)
-        values |= {f"{name}_{kind}": getattr(amounts, kind) for kind in _KINDS}
-    del values["spent_slots"]  # slots are returned, never spent
-    return values
-
-
-async def _update(connection: AsyncConnection, lease: Lease) -> None:
-    change = sa.update(leases).where(leases.c.id == lease.id).values(**_columns(lease))
-    await connection.execute(change)

@@ -115,41 +115,18 @@ def refusal(
     limits: Limits, tally: Tally, open_amounts: Amounts, missing: Amounts, now: float
 ) -> Refusal | None:
     """The limit that stands in the way of `missing` for longest; None where nothing does."""
-    minute = tally.minute
+    minute, held = tally.minute, open_amounts
+    requests, tokens = (held.requests, missing.requests), (held.tokens, missing.tokens)
     checks = (
-        ("max_concurrency", limits.max_concurrency, 0, open_amounts.slots, missing.slots),
-        (
-            "requests_per_minute",
-            limits.requests_per_minute,
-            minute.requests,
-            open_amounts.requests,
-            missing.requests,
-        ),
-        (
-            "tokens_per_minute",
-            limits.tokens_per_minute,
-            minute.tokens,
-            open_amounts.tokens,
-            missing.tokens,
-        ),
-        (
-            "daily_tokens",
-            limits.daily_tokens,
-            tally.day_tokens,
-            open_amounts.tokens,
-            missing.tokens,
-        ),
-        (
-            "monthly_tokens",
-            limits.monthly_tokens,
-            tally.month_tokens,
-            open_amounts.tokens,
-            missing.tokens,
-        ),
+        ("max_concurrency", limits.max_concurrency, 0, (held.slots, missing.slots)),
+        ("requests_per_minute", limits.requests_per_minute, minute.requests, requests),
+        ("tokens_per_minute", limits.tokens_per_minute, minute.tokens, tokens),
+        ("daily_tokens", limits.daily_tokens, tally.day_tokens, tokens),
+        ("monthly_tokens", limits.monthly_tokens, tally.month_tokens, tokens),
     )
     found: Refusal | None = None
-    for name, limit, settled, held, more in checks:
-        if limit is None or not more or settled + held + more <= limit:
+    for name, limit, settled, (taken, more) in checks:
+        if limit is None or not more or settled + taken + more <= limit:
             continue
         wait_s = None if more > limit else _wait_s(name, tally, settled + more - limit, now)
         if found is None or _longer(wait_s, found.retry_after_s):

@@ -11,8 +11,9 @@ from infermesh.v1.auth_service_pb2_grpc import AuthServiceServicer as Base
 from services.auth import metrics, wire
 from services.auth.changes import Change, ChangeFeed
 from services.auth.keys import Keys
-from services.auth.leases import Gateway, Leases
+from services.auth.leases import Leases
 from services.auth.ledger import Ledger
+from services.auth.values import Gateway
 
 _HEARTBEAT_S = 1.0
 _MAX_USAGE_ROWS = 100_000

@@ -26,6 +26,7 @@ from services.auth.ledger import Ledger
 from services.auth.migrate import migrate
 from services.auth.server import AuthServicer
 from services.auth.tenants import Tenants
+from services.auth.tokens import Tokens
 
 _NAME = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name
 _ADMIN_NAME = auth_admin_service_pb2.DESCRIPTOR.services_by_name["AuthAdminService"].full_name
@@ -54,6 +55,7 @@ class AuthProcess:
             )
         self._config = config
         self._clock = clock
+        self._tokens = Tokens(config, clock) if config.jwt_keys_file else None
         self._database = Database(config.database_url)
         self._servers: list[grpc.aio.Server] = []
         self._health: list[rpc.HealthHandle] = []
@@ -70,7 +72,7 @@ class AuthProcess:
         await migrate(self._database)
         feed = ChangeFeed(self._database, clock)
         await feed.start()
-        keys = Keys(self._database, clock, feed.notify)
+        keys = Keys(self._database, clock, feed.notify, self._tokens)
         tenants = Tenants(self._database, clock, feed.notify)
         leases = Leases(self._database, config.lease_s, config.max_request_s, clock)
         ledger = Ledger(self._database)

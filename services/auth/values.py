@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NewType
 
-from infermesh.quota import Limits
+from infermesh.errors import MeshError
+from infermesh.quota import NOTHING, Amounts, Limits
 
 TenantId = NewType("TenantId", str)
 KeyId = NewType("KeyId", str)
@@ -81,3 +82,38 @@ class UsageTotal:
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One run of a gateway process."""
+
+    id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A lease as its gateway sees it; `spent` and `returned` are totals since it began."""
+
+    lease_id: LeaseId
+    tenant_id: TenantId
+    spent: Amounts
+    returned: Amounts
+    needed: Amounts = NOTHING
+    wanted: Amounts = NOTHING
+    least_needed: Amounts = NOTHING
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to a report; `granted` is the total since the lease began."""
+
+    lease_id: LeaseId
+    granted: Amounts = NOTHING
+    valid_for_s: float = 0.0
+    ended: bool = False
+    refused: MeshError | None = None
+    remaining: Amounts = NOTHING
+    reset_s: float = 0.0

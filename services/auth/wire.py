@@ -14,12 +14,13 @@ from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from services.auth import api_key
 from services.auth.keys import Verified
-from services.auth.leases import Grant, Report
 from services.auth.values import (
+    Grant,
     Key,
     KeyId,
     LeaseId,
     Policy,
+    Report,
     Tenant,
     TenantId,
     UsageRow,

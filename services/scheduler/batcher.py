@@ -9,11 +9,10 @@ and results over the wire and calls `break_epoch` and `open_epoch` around failur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from infermesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MeshError,
     OutOfMemory,
@@ -25,11 +24,12 @@ from services.scheduler import results
 from services.scheduler.ids import StepId
 from services.scheduler.intake import ModelFacts, Submission, check_input, check_load
 from services.scheduler.ledger import AppliedStep, Capacity, Ledger
-from services.scheduler.plan import Limits, PlanState, StepPlan, plan
+from services.scheduler.plan import plan
 from services.scheduler.queue import Throughput, WaitingQueue
 from services.scheduler.roster import Roster
-from services.scheduler.sequence import FinishReason, Request, Sink
+from services.scheduler.sequence import Request, Sink
 from services.scheduler.stats import Stats
+from services.scheduler.step_plan import Limits, PlanState, StepPlan
 from services.scheduler.suspects import Suspects
 
 
@@ -57,13 +57,15 @@ class Batcher:
         self.settings = settings
         self.roster = Roster(
             model,
-            Ledger(capacity, settings.enable_prefix_caching),
+            Ledger(capacity, settings.enable_prefix_caching, model.rope_switch_len),
             WaitingQueue(settings.max_queue_tokens),
             Suspects(settings.max_crashes_per_request),
             stats,
             clock,
         )
-        self.throughput = Throughput()
+        self.throughput = Throughput()  # of everything, for the load report
+        self._drain = Throughput()  # of waiting tokens
+        self._last_done_s = 0.0
         self.in_flight: deque[AppliedStep] = deque()
         self._stats = stats
         self._clock = clock
@@ -82,14 +84,14 @@ class Batcher:
             MeshError: it is refused, and why.
         """
         check_input(submission, self.roster.model)
-        check_load(submission, self.roster.ledger.capacity, self.roster.queue, self.throughput)
+        check_load(submission, self.roster.ledger.capacity, self.roster.queue, self._drain)
         request = self.roster.admit(submission, sink)
         self.roster.requests.flush()
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends a request that nobody wants any more."""
-        self.roster.fail(request, Cancelled("cancelled"), FinishReason.CANCELLED)
+    def cancel(self, request: Request, choices: Collection[int] = ()) -> None:
+        """Ends a request, or these choices of it, that nobody wants any more."""
+        self.roster.cancel(request, choices)
         self.roster.requests.flush()
 
     def fail_all(self, error: MeshError) -> None:
@@ -137,7 +139,7 @@ class Batcher:
         num_kept = results.take(self.roster, step, result, self.in_flight)
         now_s = self._clock()
         self.roster.ledger.pool.step_executed(step.step_id)
-        self.throughput.record(step.planned_s, now_s, step.num_tokens)
+        self._measure(step, now_s)
         self._stats.executed(step, num_kept, now_s - step.planned_s)
         self._stats.occupied(self.roster.ledger, len(self.roster.queue))
         self.roster.requests.flush()
@@ -196,6 +198,17 @@ class Batcher:
         self.in_flight.append(step)
         return step
 
+    def _measure(self, step: AppliedStep, now_s: float) -> None:
+        """What a step says of the drain rate: nothing unless it was nearly full, mostly of prompts.
+
+        A step of decodes takes almost as long with a prompt in it, so its few tokens are no rate.
+        """
+        began_s, self._last_done_s = max(step.planned_s, self._last_done_s), now_s
+        self.throughput.record(began_s, now_s, step.num_tokens)
+        full = self.roster.ledger.capacity.max_batch_tokens
+        if 4 * step.num_tokens >= 3 * full and 2 * step.num_known >= step.num_tokens:
+            self._drain.record(began_s, now_s, step.num_known)
+
     def _plan_state(self) -> PlanState:
         roster = self.roster
         return PlanState(
@@ -210,4 +223,8 @@ class Batcher:
 
     def _limits(self) -> Limits:
         capacity = self.roster.ledger.capacity
-        return Limits(capacity.max_batch_tokens, capacity.block_size)
+        return Limits(
+            capacity.max_batch_tokens,
+            capacity.block_size,
+            rope_switch_len=self.roster.ledger.rope_switch_len,
+        )

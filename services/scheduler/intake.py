@@ -23,6 +23,8 @@ class ModelFacts:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    # Sequences of more tokens use other rotary tables; 0: one for all lengths.
+    rope_switch_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Submission:
         outputs = sum(len(output) + 1 for _, output in self.choices)
         return len(self.prompt_token_ids) + outputs - 1
 
+    @property
+    def is_resumed(self) -> bool:
+        """Its client has seen some of it already."""
+        return any(output for _, output in self.choices)
+
 
 def check_input(submission: Submission, model: ModelFacts) -> None:
     """Raises InvalidRequest or ContextLengthExceeded, naming field, value and range."""
@@ -66,8 +73,10 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
         )
     if not submission.choices:
         raise InvalidRequest("choices is empty: at least one choice", param="n")
-    if len({index for index, _ in submission.choices}) < len(submission.choices):
-        raise InvalidRequest("choices name an index twice", param="n")
+    indices = [index for index, _ in submission.choices]
+    if len(set(indices)) < len(indices):
+        twice = next(index for index in indices if indices.count(index) > 1)
+        raise InvalidRequest(f"choices names index {twice} twice", param="n")
     named: list[tuple[str, Collection[int]]] = [
         ("prompt", submission.prompt_token_ids),
         ("stop_token_ids", submission.stop_token_ids),
@@ -76,17 +85,25 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
     ]
     for param, token_ids in named:  # one such id could bring the device down
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            wrong = next(one for one in token_ids if not 0 <= one < vocab_size)
             raise InvalidRequest(
-                f"{param} has a token id outside 0 to {vocab_size - 1}", param=param
+                f"{param} has token id {wrong}; the vocabulary has 0 to {vocab_size - 1}",
+                param=param,
             )
-    if submission.min_tokens < 0 or (submission.max_tokens or 0) < 0:
-        raise InvalidRequest("min_tokens and max_tokens are 0 or more", param="max_tokens")
+    limits = {"min_tokens": submission.min_tokens, "max_tokens": submission.max_tokens or 0}
+    for param, value in limits.items():
+        if value < 0:
+            raise InvalidRequest(f"{param} is {value}: 0 or more", param=param)
 
 
 def check_load(
-    submission: Submission, capacity: Capacity, queue: WaitingQueue, throughput: Throughput
+    submission: Submission, capacity: Capacity, queue: WaitingQueue, drain: Throughput
 ) -> None:
-    """Raises ContextLengthExceeded, QueueFull or DeadlineExceeded: not here, or not now."""
+    """Raises ContextLengthExceeded, QueueFull or DeadlineExceeded: not here, or not now.
+
+    Without evidence of how fast waiting tokens are computed, a deadline is believed; for a resumed
+    stream, which was promised, always.
+    """
     prompt_len = len(submission.prompt_token_ids)
     if prompt_len + 1 > capacity.num_blocks * capacity.block_size:
         raise ContextLengthExceeded(
@@ -98,10 +115,11 @@ def check_load(
         excess = queue.num_tokens + submission.num_tokens - queue.max_tokens
         raise QueueFull(
             f"{queue.num_tokens} of {queue.max_tokens} queue tokens are taken",
-            retry_after_s=throughput.retry_after_s(excess),
+            retry_after_s=drain.retry_after_s(excess),
         )
     if submission.remaining_s is not None:
-        wait_s = throughput.seconds_for(queue.num_tokens) or 0.0
+        num_ahead = queue.num_tokens_ahead(submission.priority)
+        wait_s = 0.0 if submission.is_resumed else drain.seconds_for(num_ahead) or 0.0
         if submission.remaining_s <= 0 or wait_s > submission.remaining_s:
             raise DeadlineExceeded(
                 f"the queue takes about {wait_s:.1f} s, the deadline is in "

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.plan import Admission, PlannedRow, StepPlan
-from services.scheduler.prefix_cache import PrefixCache, extend_hashes
+from services.scheduler.prefix_cache import PrefixCache, extend_hashes, long_scope
 from services.scheduler.sequence import Placement, Sequence
+from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,18 @@ class AppliedStep:
     num_tokens: int
     planned_s: float
 
+    @property
+    def num_known(self) -> int:
+        """Its tokens of prompts and of outputs computed again: all but the decodes."""
+        return self.num_tokens - sum(row.from_last for row in self.rows)
+
 
 class Ledger:
     """All that is held on one device."""
 
-    def __init__(self, capacity: Capacity, caching: bool) -> None:
+    def __init__(self, capacity: Capacity, caching: bool, rope_switch_len: int = 0) -> None:
         self.capacity = capacity
+        self.rope_switch_len = rope_switch_len
         self.pool = BlockPool(capacity.num_blocks)
         self.cache = PrefixCache(self.pool, caching)
         self.running: list[Sequence] = []
@@ -74,6 +80,7 @@ class Ledger:
         self._free_slots: list[SlotId] = []
         self._ended_slots: list[SlotId] = []
         self._unconfirmed: dict[BlockId, tuple[Placement, StepId]] = {}
+        self._num_turns = 0
         self._reset_slots()
 
     @property
@@ -81,11 +88,16 @@ class Ledger:
         return len(self._free_slots)
 
     def hash_blocks(self, sequence: Sequence) -> None:
-        """Brings the hashes of its full blocks up to what it knows."""
+        """Brings the hashes of its full blocks up to what it knows, and to how long it is."""
+        if sequence.placement is None and not sequence.is_long:
+            sequence.is_long = 0 < self.rope_switch_len < len(sequence.token_ids)
+            if sequence.is_long:
+                sequence.block_hashes.clear()
         if self._caching:
+            scope = sequence.request.scope
             extend_hashes(
                 sequence.block_hashes,
-                sequence.request.scope,
+                long_scope(scope) if sequence.is_long else scope,
                 sequence.token_ids,
                 self.capacity.block_size,
             )
@@ -236,6 +248,8 @@ class Ledger:
         row = AppliedRow(place, first, end, new_blocks, place.has_sampled, samples)
         place.num_planned = end
         place.last_step = step_id
+        self._num_turns += 1
+        place.last_turn = self._num_turns
         if samples:
             place.num_sampling += 1
             place.has_sampled = True

@@ -2,7 +2,8 @@
 
 Owns the hash of a block and the map from hash to block; the blocks belong to `BlockPool`.
 
-    block_hash[0] = SHA-256(scope, ids)         scope = SHA-256(sharing_domain, adapter, media)
+    block_hash[0] = SHA-256(scope, ids)         scope = SHA-256(sharing_domain, adapter, media),
+                                                hashed again for long rotary tables
     block_hash[i] = SHA-256(block_hash[i-1], ids)     ids: little-endian int32, one full block
 
 A hash is *published* when the step that fills its block is planned: later steps may read the block,
@@ -27,6 +28,11 @@ def scope_hash(sharing_domain: str, adapter: str = "", media: bytes = b"") -> Bl
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return BlockHash(digest.digest())
+
+
+def long_scope(scope: BlockHash) -> BlockHash:
+    """The scope of what was computed with the rotary tables for long sequences."""
+    return BlockHash(hashlib.sha256(scope + b"long rope").digest())
 
 
 def extend_hashes(

@@ -29,6 +29,7 @@ class WaitingQueue:
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self._classes: dict[int, list[Sequence]] = {priority: [] for priority in PRIORITIES}
+        self._tokens_of_class = dict.fromkeys(PRIORITIES, 0)
 
     def __len__(self) -> int:
         return sum(map(len, self._classes.values()))
@@ -37,6 +38,10 @@ class WaitingQueue:
         """An empty queue takes anything, else a long request could never be served."""
         return self.num_tokens == 0 or self.num_tokens + num_tokens <= self.max_tokens
 
+    def num_tokens_ahead(self, priority: int) -> int:
+        """Tokens that are served before a newcomer of this class."""
+        return sum(self._tokens_of_class[p] for p in PRIORITIES if p >= priority)
+
     def in_class(self, priority: int) -> Seq[Sequence]:
         """The waiting of one class in the order of service; don't change the queue meanwhile."""
         return self._classes[priority]
@@ -44,7 +49,7 @@ class WaitingQueue:
     def push(self, sequence: Sequence, num_tokens: int) -> None:
         """`num_tokens` are what it has to compute; preempted ones are never turned away."""
         sequence.queued_tokens = num_tokens
-        self.num_tokens += num_tokens
+        self._count(sequence.priority, num_tokens)
         insort(self._classes[sequence.priority], sequence, key=_key)
 
     def remove(self, sequence: Sequence) -> None:
@@ -54,7 +59,7 @@ class WaitingQueue:
         if index == len(line) or line[index] is not sequence:
             raise ValueError("the sequence does not wait here")
         del line[index]
-        self.num_tokens -= sequence.queued_tokens
+        self._count(sequence.priority, -sequence.queued_tokens)
         sequence.queued_tokens = 0
 
     def __contains__(self, sequence: Sequence) -> bool:
@@ -62,9 +67,16 @@ class WaitingQueue:
         index = bisect_left(line, _key(sequence), key=_key)
         return index < len(line) and line[index] is sequence
 
+    def _count(self, priority: int, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+        self._tokens_of_class[priority] += num_tokens
+
 
 class Throughput:
-    """Tokens computed over the last seconds, told step by step by a caller that has a clock."""
+    """Tokens computed over the last seconds, told step by step by a caller that has a clock.
+
+    As a drain rate it is worth what it was told: of steps that were full of waiting tokens.
+    """
 
     def __init__(self, horizon_s: float = 10.0) -> None:
         self._horizon_s = horizon_s

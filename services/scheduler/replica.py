@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -129,10 +129,10 @@ class Replica:
         self._touched()
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends a request; harmless when it is over."""
+    def cancel(self, request: Request, choices: Collection[int] = ()) -> None:
+        """Ends a request, or these choices of it; harmless when they are over."""
         if self.batcher is not None:
-            self.batcher.cancel(request)
+            self.batcher.cancel(request, choices)
             self._touched()
 
     def adopt(self, model: LoadedModel) -> None:
@@ -153,6 +153,7 @@ class Replica:
             max_model_len=manifest.max_model_len,
             vocab_size=manifest.vocab_size,
             eos_token_ids=frozenset(manifest.eos_token_ids),
+            rope_switch_len=manifest.rope_switch_len,
         )
         config = self.config
         settings = BatcherSettings(

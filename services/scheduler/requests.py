@@ -86,6 +86,7 @@ class RequestBook:
         self._stats.ended(sequence, ending, now_s)
         if request.is_over:
             self._open.pop(request, None)
+            self._let_go()
 
     def next_deadline_s(self) -> float | None:
         """When `overdue` has to be asked next."""
@@ -99,6 +100,16 @@ class RequestBook:
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
             late.append(heapq.heappop(self._deadlines)[2])
         return late
+
+    def _let_go(self) -> None:
+        """Takes finished requests out of the heap once they outnumber the open ones.
+
+        Each holds all its tokens, and an early deadline that is still open would keep those behind
+        it. A pass is as long as the number of endings since the last one, so it costs O(1) each.
+        """
+        if len(self._deadlines) > 2 * len(self._open):
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_over]
+            heapq.heapify(self._deadlines)
 
     def _request(
         self, submission: Submission, model: ModelFacts, sink: Sink, now_s: float

@@ -71,6 +71,8 @@ def _ran(
         return 0
     now_s, line = roster.clock(), sequence.timeline
     sequence.token_ids.append(outcome.token_ids[0])
+    if sequence.placement is None:  # it waits, and may have become a long one
+        roster.ledger.hash_blocks(sequence)
     line.last_token_s = now_s
     if line.first_token_s is None:
         line.first_token_s = now_s

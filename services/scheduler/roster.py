@@ -6,7 +6,7 @@ clients; `batcher.py` connects them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from infermesh.errors import MeshError
 from services.scheduler.intake import ModelFacts, Submission
@@ -50,7 +50,8 @@ class Roster:
             if self._is_done(sequence):
                 continue
             if sequence is not first:  # the prompt is hashed once
-                sequence.block_hashes = first.block_hashes[:full]
+                if not first.is_long:
+                    sequence.block_hashes = first.block_hashes[:full]
                 self.ledger.hash_blocks(sequence)
             shared = 0 if sequence is first else sequence.prompt_len - 1
             self.queue.push(sequence, len(sequence.token_ids) - shared)
@@ -66,14 +67,17 @@ class Roster:
         self._take_out(sequence)
         self.requests.end(sequence, ending, self.clock())
 
-    def fail(
-        self, request: Request, error: MeshError, reason: FinishReason = FinishReason.ERROR
-    ) -> None:
+    def fail(self, request: Request, error: MeshError) -> None:
         """Ends every open choice of a request with one error."""
-        shown = error if reason is FinishReason.ERROR else None
         for sequence in request.sequences:
             if not sequence.is_over:
-                self.end(sequence, Ending(reason, shown))
+                self.end(sequence, Ending(FinishReason.ERROR, error))
+
+    def cancel(self, request: Request, choices: Collection[int]) -> None:
+        """Ends these open choices of a request, all where none is named."""
+        for sequence in request.sequences:
+            if not sequence.is_over and (not choices or sequence.choice in choices):
+                self.end(sequence, Ending(FinishReason.CANCELLED))
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the queue; tokens in flight are still taken."""
@@ -84,6 +88,7 @@ class Roster:
 
     def requeue(self, sequence: Sequence) -> None:
         """It lost its place and waits for another, at the place of its arrival."""
+        self.ledger.hash_blocks(sequence)
         self.queue.push(sequence, len(sequence.token_ids))
 
     def restart(self, lost: list[Sequence]) -> None:
@@ -96,7 +101,7 @@ class Roster:
     def reset_device(self, capacity: Capacity, caching: bool) -> None:
         """Another device, or one that lost its memory: nobody runs, nothing is cached."""
         old_size = self.ledger.capacity.block_size
-        self.ledger = Ledger(capacity, caching)
+        self.ledger = Ledger(capacity, caching, self.model.rope_switch_len)
         for request in self.requests:
             for sequence in request.sequences:
                 sequence.waits_for = None

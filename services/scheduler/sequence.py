@@ -69,6 +69,11 @@ class Timeline:
     num_preemptions: int = 0
     num_replays: int = 0
 
+    @property
+    def is_at_first_token(self) -> bool:
+        """The last token was the first of this attempt."""
+        return self.first_token_s is not None and self.first_token_s == self.last_token_s
+
 
 class Sink(Protocol):
     """Where a request's results go; never waits. The session's outbox, or a test's recorder."""
@@ -137,6 +142,8 @@ class Placement:
     num_sampling: int = 0
     has_sampled: bool = False
     last_step: StepId = _NO_STEP
+    # Number of its last row among all rows of the device: who has waited longest has the lowest.
+    last_turn: int = 0
     # Its results are void: a block that it read was never filled.
     is_void: bool = False
     # Leading blocks whose hash was offered to the prefix cache.
@@ -165,6 +172,9 @@ class Sequence:
     max_len: int
     timeline: Timeline
     block_hashes: list[BlockHash] = field(default_factory=list)
+    # It has outgrown the short rotary tables: its blocks and hashes are another kind's. Changes
+    # only while it has no place.
+    is_long: bool = False
     placement: Placement | None = None
     # Rows in flight, of its present and earlier placements.
     num_in_flight: int = 0

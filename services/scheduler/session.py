@@ -7,7 +7,7 @@ and the request that goes over it ends as a slow consumer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Seq
 from typing import cast
 
@@ -24,7 +24,7 @@ from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
 from services.scheduler.replica import Replica
 from services.scheduler.sequence import Ending, Request, Sequence
-from services.scheduler.wire import finished_to_pb, submission_from_pb
+from services.scheduler.wire import finished_to_pb, submission_from_pb, timings_to_pb
 
 # A token counts 1, and 1 more for each of its logprobs. Together they bound a message to a few MiB.
 MAX_UNREAD_PER_CHOICE = 16_384
@@ -33,10 +33,15 @@ MAX_UNREAD_VERDICTS = 10_000
 
 
 class Outbox:
-    """A `Sink` that gathers everything for one gateway into its next message."""
+    """A `Sink` that gathers everything for one gateway into its next message.
 
-    def __init__(self, max_unread: int = MAX_UNREAD_PER_CHOICE) -> None:
+    Args:
+        on_over: called when the last choice of a request has ended.
+    """
+
+    def __init__(self, max_unread: int, on_over: Callable[[Request], None]) -> None:
         self._max_unread = max_unread
+        self._on_over = on_over
         self._next = pb.SessionResponse()
         self._deltas: dict[tuple[int, int], pb.TokenDelta] = {}
         self._sizes: dict[tuple[int, int], int] = {}
@@ -48,6 +53,11 @@ class Outbox:
     def num_verdicts(self) -> int:
         """Unread answers to submits."""
         return len(self._next.accepted) + len(self._next.refused)
+
+    @property
+    def has_mail(self) -> bool:
+        """`take` would not wait."""
+        return self._has_mail.is_set()
 
     def accepted(self, stream_id: int, queued_tokens: int) -> None:
         self._next.accepted.add(stream_id=stream_id, queued_tokens=queued_tokens)
@@ -64,6 +74,9 @@ class Outbox:
             delta = self._next.deltas.add(stream_id=key[0], choice=key[1], start=start)
             self._deltas[key] = delta
             self._sizes[key] = 0
+            if sequence.timeline.is_at_first_token:
+                delta.timings.CopyFrom(timings_to_pb(sequence.timeline))
+                delta.cached_prompt_tokens = sequence.cached_prompt_tokens or 0
         delta.token_ids.extend(tokens)
         size = len(tokens)
         if logprobs:
@@ -76,6 +89,8 @@ class Outbox:
 
     def finished(self, sequence: Sequence, end: Ending) -> None:
         self._next.finished.append(finished_to_pb(sequence, end))
+        if sequence.request.is_over:
+            self._on_over(sequence.request)
 
     def flush(self) -> None:
         if not self._is_closed:
@@ -101,7 +116,8 @@ class Session:
 
     def __init__(self, replica: Replica, max_unread: int = MAX_UNREAD_PER_CHOICE) -> None:
         self._replica = replica
-        self._outbox = Outbox(max_unread)
+        self._outbox = Outbox(max_unread, self._forget)
+        # The open ones alone: a finished request holds all its tokens.
         self._requests: dict[int, Request] = {}
         self._fingerprint = replica.fingerprint
         self._is_half_closed = False
@@ -134,19 +150,20 @@ class Session:
                 yield message
             if self._error is not None:
                 raise self._error
+            if self._outbox.has_mail:  # it came while the message before went out
+                continue
             if self._replica.is_stopped:
                 raise Draining("the scheduler is stopping")
             self._check_model()
-            if self._is_half_closed and not self._open_requests():
+            if self._is_half_closed and not self._requests:
                 return
 
     def close(self) -> None:
         """The call is over: whatever came over it is cancelled."""
         self._outbox.close()
         self._replica.on_stop.discard(self._outbox.flush)
-        for request in self._open_requests():
+        for request in list(self._requests.values()):
             self._replica.cancel(request)
-        self._requests.clear()
 
     def _handle(self, message: pb.SessionRequest) -> None:
         kind = message.WhichOneof("kind")
@@ -155,14 +172,13 @@ class Session:
         elif kind == "cancel":
             request = self._requests.get(message.cancel.stream_id)
             if request is not None:  # else it is over: the two crossed
-                self._replica.cancel(request)
+                self._replica.cancel(request, message.cancel.choices)
         else:
             raise ProtocolViolation("a session message without submit or cancel")
 
     def _submit(self, submit: pb.Submit) -> None:
         self._check_model()
-        old = self._requests.get(submit.stream_id)
-        if old is not None and not old.is_over:
+        if submit.stream_id in self._requests:
             raise ProtocolViolation(f"stream_id {submit.stream_id} is in use")
         if self._outbox.num_verdicts > MAX_UNREAD_VERDICTS:
             raise SlowConsumer("the gateway submits without reading")
@@ -172,9 +188,8 @@ class Session:
             self._outbox.refused(submit.stream_id, error)
             self._outbox.flush()
             return
-        self._requests[submit.stream_id] = request
-        if len(self._requests) > 2 * MAX_UNREAD_VERDICTS:
-            self._requests = {r.stream_id: r for r in self._open_requests()}
+        if not request.is_over:  # it may have had nothing to do
+            self._requests[submit.stream_id] = request
 
     def _check_model(self) -> None:
         """Token ids mean something for one model only."""
@@ -184,5 +199,5 @@ class Session:
         elif now != self._fingerprint:
             raise ReplicaUnavailable("the replica serves another model now; open a new session")
 
-    def _open_requests(self) -> list[Request]:
-        return [request for request in self._requests.values() if not request.is_over]
+    def _forget(self, request: Request) -> None:
+        self._requests.pop(request.stream_id, None)

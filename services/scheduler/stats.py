@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from infermesh.telemetry import metrics, tracing
 from services.scheduler.ledger import AppliedStep, Ledger
-from services.scheduler.sequence import Ending, FinishReason, Sequence, Timeline
+from services.scheduler.sequence import Ending, Sequence, Timeline
 
 _SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512)
 _TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -73,12 +73,11 @@ class Stats:
         self._epochs.inc()
 
     def executed(self, step: AppliedStep, num_generated: int, seconds: float) -> None:
-        num_decoded = sum(1 for row in step.rows if row.from_last)
         self._steps.inc()
         self._rows.observe(len(step.rows))
         self._tokens.observe(step.num_tokens)
         self._step.observe(seconds)
-        self._computed.inc(step.num_tokens - num_decoded)
+        self._computed.inc(step.num_known)
         self._generated.inc(num_generated)
 
     def first_token(self, timeline: Timeline) -> None:
@@ -123,10 +122,3 @@ class Stats:
 
     def _ns(self, seconds: float) -> int:
         return self._epoch_ns + int(seconds * 1e9)
-
-
-def reason_of(ending: Ending) -> str:
-    """For a person's log line."""
-    if ending.reason is FinishReason.ERROR and ending.error is not None:
-        return ending.error.code
-    return ending.reason.name.lower()

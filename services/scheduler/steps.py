@@ -67,4 +67,5 @@ def _new_sequence(place: Placement, num_computed: int) -> shard_service_pb2.NewS
         suppressed_token_ids=sorted(stop.token_ids) if stop.min_tokens else (),
         penalty_token_ids=sequence.token_ids if request.sampling.needs_history else (),
         traceparent=request.traceparent,
+        long_rope=sequence.is_long,
     )

@@ -51,7 +51,7 @@ def finished_to_pb(sequence: Sequence, end: Ending) -> pb.Finished:
         reason=cast("sampling_pb2.FinishReason.ValueType", end.reason.value),
         error=to_detail(end.error) if end.error is not None else None,
         stop_token_id=end.stop_token_id,
-        timings=_timings(sequence.timeline),
+        timings=timings_to_pb(sequence.timeline),
         cached_prompt_tokens=sequence.cached_prompt_tokens or 0,
     )
 
@@ -79,7 +79,8 @@ def _sampling(sampling: sampling_pb2.SamplingParams) -> Sampling:
     return Sampling(sampling, needs_history, frozenset(sampling.logit_bias))
 
 
-def _timings(line: Timeline) -> pb.ChoiceTimings:
+def timings_to_pb(line: Timeline) -> pb.ChoiceTimings:
+    """Where a choice's time went so far."""
     timings = pb.ChoiceTimings(num_preemptions=line.num_preemptions, num_replays=line.num_replays)
     if line.first_step_s is not None:
         timings.queue.CopyFrom(_duration(line.first_step_s - line.arrived_s))

@@ -23,6 +23,7 @@ class Batch:
         query_lens, context_lens: [rows].
         sampled: packed rows that sample.
         logit_indices: packed position of the last token of each sampled row.
+        long_rope: [num_tokens], true where the row's sequence is a long one; None where none is.
     """
 
     order: Sequence[int]
@@ -34,6 +35,7 @@ class Batch:
     context_lens: Ints
     sampled: Sequence[int]
     logit_indices: Ints
+    long_rope: npt.NDArray[np.bool_] | None = None
 
 
 def pack(rows: Sequence[ActiveRow], block_tables: Ints, block_size: int) -> Batch:
@@ -50,6 +52,7 @@ def pack(rows: Sequence[ActiveRow], block_tables: Ints, block_size: int) -> Batc
     row_of_token = np.repeat(np.arange(len(packed)), query_lens)
     positions = np.arange(int(ends[-1])) - np.repeat(ends - query_lens - starts, query_lens)
     blocks = tables[row_of_token, positions // block_size]
+    is_long = [row.sequence.new.long_rope for row in packed]
     sampled = [i for i, row in enumerate(packed) if row.sample]
     return Batch(
         order=order,
@@ -61,4 +64,5 @@ def pack(rows: Sequence[ActiveRow], block_tables: Ints, block_size: int) -> Batc
         context_lens=context_lens,
         sampled=sampled,
         logit_indices=ends[sampled] - 1,
+        long_rope=np.array(is_long)[row_of_token] if any(is_long) else None,
     )

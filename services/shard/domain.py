@@ -76,6 +76,7 @@ class NewSequence:
     suppressed_token_ids: Sequence[int] = ()
     penalty_token_ids: Sequence[int] = ()
     traceparent: str = ""
+    long_rope: bool = False
 
 
 class RowSource(enum.Enum):
@@ -192,6 +193,8 @@ class Manifest:
     weight_bytes: int
     source: str
     created_unix_s: int
+    # Sequences of more tokens use other rotary tables; 0: one for all lengths.
+    rope_switch_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

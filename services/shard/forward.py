@@ -17,6 +17,7 @@ from services.shard.attention import ScoreRules, attend
 from services.shard.attention_plan import AttentionLayout
 from services.shard.batch import Batch
 from services.shard.kv_pool import KvPool
+from services.shard.rope import PerSequenceRope
 from services.shard.scratch import Scratch
 
 ATTENTION_NAME = "infermesh_paged"
@@ -74,8 +75,16 @@ def register() -> None:
 class ForwardPass:
     """One loaded model and its KV pool."""
 
-    def __init__(self, model: Any, pool: KvPool, num_heads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        pool: KvPool,
+        num_heads: int,
+        device: torch.device,
+        rope: PerSequenceRope | None = None,
+    ) -> None:
         self._model = model
+        self._rope = rope
         self._pool = pool
         self._num_heads = num_heads
         self._device = device
@@ -99,6 +108,8 @@ class ForwardPass:
             np.stack((batch.token_ids, batch.positions, batch.token_slots))
         ).to(self._device)
         paged = PagedContext(self._pool, layout, packed[2], self._scratch)
+        if self._rope is not None:
+            self._rope.choose(batch, self._device)
         output = self._model(
             input_ids=packed[0:1],
             position_ids=packed[1:2],

@@ -48,9 +48,11 @@ def prepare_process() -> None:
     _keep_freed_memory()
 
 
-def num_threads(weight_bytes: int) -> int:
-    """Threads for a model of this size: splitting a small product costs more than it saves."""
-    return max(1, min(physical_cores(), weight_bytes // _BYTES_PER_THREAD))
+def num_threads(weight_bytes: int, local_shards: int = 1) -> int:
+    """Threads for a model of this size on its part of the cores: splitting a small product costs
+    more than it saves."""
+    cores = physical_cores() // local_shards
+    return max(1, min(cores, weight_bytes // _BYTES_PER_THREAD))
 
 
 def _keep_freed_memory() -> None:

@@ -89,7 +89,7 @@ def _torch(
     report(Progress("importing torch"))
     from services.shard import torch_loading
 
-    loader = torch_loading.TorchLoader(config.device, config.num_threads)
+    loader = torch_loading.TorchLoader(config.device, config.num_threads, config.local_shards)
     dtype = loader.choose_dtype(spec, files, checkpoint)
     progress = _Bytes(report, checkpoint)
     model = loader.build(files, checkpoint, dtype, progress.add)
@@ -109,6 +109,7 @@ def _torch(
         max_model_len=sized.max_model_len,
         num_parameters=num_parameters,
         weight_bytes=num_parameters * dtype.itemsize,
+        rope_switch_len=engine.rope_switch_len,
     )
     return LoadedModel(
         engine, manifest, sized.capacity, str(loader.device), [(TOKENIZER_NAME, files.tokenizer)]

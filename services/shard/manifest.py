@@ -19,6 +19,7 @@ def make_manifest(
     max_model_len: int,
     num_parameters: int,
     weight_bytes: int,
+    rope_switch_len: int = 0,
 ) -> Manifest:
     """The manifest of a model that was loaded just now."""
     return Manifest(
@@ -38,4 +39,6 @@ def make_manifest(
         weight_bytes=weight_bytes,
         source=source.name,
         created_unix_s=int(time.time()),
+        # No sequence gets there where the context is cut to less.
+        rope_switch_len=rope_switch_len if rope_switch_len < max_model_len else 0,
     )

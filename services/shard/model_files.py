@@ -38,7 +38,8 @@ class ModelFiles:
     @property
     def max_model_len(self) -> int:
         """Positions that the model was made for."""
-        value = self.config.get("max_position_embeddings")
+        # n_positions: GPT-2, whose learned table has a row for each
+        value = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         if not isinstance(value, int) or value < 1:
             raise self.bad_config("max_position_embeddings", value)
         return value

@@ -49,7 +49,8 @@ class StepProfile:
 
 
 class SimulatedEngine:
-    """Implements Engine. A sequence's token depends on seed, choice and position alone."""
+    """Implements Engine. A token depends on seed, choice and position alone, if greedy not on the
+    request's seed."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class SimulatedEngine:
         """Sleeps as long as the profile says and draws tokens from noise."""
         self._sleep(self._profile.step_us(rows) / 1e6)
         noise = uniforms(
-            [(row.sequence.new.sampling.seed or 0) ^ (self._seed & 0xFFFF_FFFF) for row in rows],
+            [_seed(row) ^ (self._seed & 0xFFFF_FFFF) for row in rows],
             [row.sequence.new.choice for row in rows],
             [row.context_len for row in rows],
             Purpose.SIMULATED_TOKEN,
@@ -92,6 +93,11 @@ class SimulatedEngine:
         count = min(wanted, len(self._token_ids))
         ids = [self._token_ids[(place + i) % len(self._token_ids)] for i in range(count)]
         return Logprobs(-0.5, ids, [-0.5 - i for i in range(count)])
+
+
+def _seed(row: ActiveRow) -> int:
+    sampling = row.sequence.new.sampling
+    return 0 if sampling.greedy else sampling.seed or 0
 
 
 def read_profile(path: str) -> StepProfile:

@@ -20,14 +20,29 @@ class Sizing:
     max_model_len: int
 
 
-def cpu_kv_budget(available_bytes: int) -> int:
-    """KV bytes on a machine that others use too."""
-    return min(int(available_bytes * _CPU_SHARE), _CPU_MOST_BYTES)
+def cpu_kv_budget(available_bytes: int, local_shards: int = 1) -> int:
+    """KV bytes on a machine that others use too.
+
+    What other shards take is no longer or not yet missing from `available_bytes` when they start
+    together: each takes its part of what one would take alone.
+    """
+    return min(int(available_bytes * _CPU_SHARE), _CPU_MOST_BYTES) // local_shards
 
 
-def cuda_kv_budget(total_bytes: int, free_bytes: int) -> int:
-    """KV bytes on a device of our own, the weights being loaded."""
-    return max(0, int(total_bytes * _CUDA_SHARE) - (total_bytes - free_bytes))
+def cuda_kv_budget(
+    total_bytes: int, free_bytes: int, own_bytes: int = 0, local_shards: int = 1
+) -> int:
+    """KV bytes on a device of our own, the weights being loaded.
+
+    Args:
+        own_bytes: what this process holds; counts where other shards share the device, because
+            `free_bytes` changes while they load.
+    """
+    usable = int(total_bytes * _CUDA_SHARE)
+    budget = usable - (total_bytes - free_bytes)
+    if local_shards > 1:
+        budget = min(budget, usable // local_shards - own_bytes)
+    return max(0, budget)
 
 
 def check_spec(spec: LoadSpec) -> None:

@@ -11,6 +11,8 @@ from infermesh.errors import InvalidRequest, ModelLoadFailed
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 _WEIGHTS = ("*.safetensors",)
+# The same weights again, as their authors' own libraries read them.
+_COPIES = ("consolidated*", "original/*")
 _TIMEOUT_S = 10.0
 
 
@@ -57,7 +59,11 @@ def _download(model: str, with_weights: bool) -> Source:
     patterns = [*_FILES, *(_WEIGHTS if with_weights else ())]
     try:
         directory = snapshot_download(
-            name, revision=revision or None, allow_patterns=patterns, etag_timeout=_TIMEOUT_S
+            name,
+            revision=revision or None,
+            allow_patterns=patterns,
+            ignore_patterns=list(_COPIES),
+            etag_timeout=_TIMEOUT_S,
         )
     except GatedRepoError as exc:
         raise ModelLoadFailed(f"{name} is gated: accept its terms and log in to the hub") from exc

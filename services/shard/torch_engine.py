@@ -21,10 +21,14 @@ from services.shard.slots import ActiveRow
 class TorchEngine:
     """Implements Engine over one model and its KV pool; lives in the worker thread."""
 
-    def __init__(self, forward: ForwardPass, pool: KvPool, block_size: int) -> None:
+    def __init__(
+        self, forward: ForwardPass, pool: KvPool, block_size: int, rope_switch_len: int = 0
+    ) -> None:
         self._forward = forward
         self._pool = pool
         self._block_size = block_size
+        # See Manifest.
+        self.rope_switch_len = rope_switch_len
 
     def copy_blocks(self, pairs: Sequence[tuple[BlockId, BlockId]]) -> None:
         """Copies K and V of whole blocks, in order."""

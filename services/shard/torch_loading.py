@@ -13,51 +13,43 @@ import transformers
 from torch import nn
 
 from infermesh.errors import InvalidRequest, MeshError, ModelLoadFailed
-from infermesh.telemetry import logs
-from services.shard import sizing
+from services.shard import dtypes, sizing
 from services.shard.checkpoint import Checkpoint
 from services.shard.domain import LoadSpec
 from services.shard.forward import ATTENTION_NAME, ForwardPass, register
 from services.shard.host import available_memory_bytes, num_threads, physical_cores
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
+from services.shard.rope import install as install_rope
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
-_log = logs.get(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class TorchLoader:
     """Builds one engine; the caller wraps it with files, hashes and manifest."""
 
-    def __init__(self, device: str, fixed_threads: int) -> None:
+    def __init__(self, device: str, fixed_threads: int, local_shards: int) -> None:
         """Raises InvalidRequest for a device that is not here."""
         self._fixed_threads = fixed_threads
-        torch.set_num_threads(fixed_threads or physical_cores())
+        self._local_shards = local_shards
+        torch.set_num_threads(fixed_threads or max(1, physical_cores() // local_shards))
         self.device = choose_device(device)
 
     def choose_dtype(
         self, spec: LoadSpec, files: ModelFiles, checkpoint: Checkpoint | None
     ) -> torch.dtype:
-        """The asked one, or the checkpoint's; float16 is float32 on a CPU, which computes it
-        slower and less exactly than either neighbour."""
-        name = spec.dtype
-        if name == "auto":
-            declared = files.config.get("dtype") or files.config.get("torch_dtype")
-            first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
-            stored = _STORED.get(first.dtype) if first else None
-            name = str(declared or stored or "float32").removeprefix("torch.")
-        if name not in _DTYPES:
-            raise InvalidRequest(
-                f"dtype is {name!r}, allowed are auto, {', '.join(_DTYPES)}", param="dtype"
-            )
-        if name == "float16" and self.device.type == "cpu":
-            _log.warning("float16 is served as float32 on a CPU")
-            name = "float32"
-        return _DTYPES[name]
+        """See `dtypes`. Raises InvalidRequest."""
+        declared = files.config.get("dtype") or files.config.get("torch_dtype")
+        first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
+        stored = declared or (_STORED.get(first.dtype) if first else None) or "float32"
+        stored = str(stored).removeprefix("torch.")
+        host = dtypes.Host(
+            self.device, torch.backends.cpu.get_cpu_capability(), available_memory_bytes()
+        )
+        size = 0 if spec.dtype != "auto" else num_parameters(_meta_model(files, torch.float32))
+        return dtypes.choose_dtype(spec.dtype, stored, size, host)
 
     def build(
         self,
@@ -71,22 +63,11 @@ class TorchLoader:
         Raises:
             ModelLoadFailed, OutOfMemory, UnsupportedModel
         """
-        register()
-        try:
-            config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
-            with torch.device("meta"):
-                model: Any = transformers.AutoModelForCausalLM.from_config(
-                    config, attn_implementation=ATTENTION_NAME, dtype=dtype
-                )
-        except MeshError:
-            raise
-        except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
-            path = files.directory / "config.json"
-            raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
+        model = _meta_model(files, dtype)
         tied = _tied(model)
         with torch.no_grad():
             if checkpoint is None:
-                std = float(getattr(config, "initializer_range", 0.02))
+                std = float(getattr(model.config, "initializer_range", 0.02))
                 dummy_weights(model, tied, std, dtype, self.device, on_bytes)
             else:
                 load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
@@ -97,13 +78,13 @@ class TorchLoader:
     def engine(
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
-        """The engine with its KV pool. Raises OutOfMemory."""
+        """The engine with its KV pool. Raises OutOfMemory or UnsupportedModel."""
         weight_bytes = num_parameters(model) * dtype.itemsize
-        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes))
+        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes, self._local_shards))
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,
-            config.num_key_value_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             spec.block_size,
             dtype,
@@ -115,14 +96,17 @@ class TorchLoader:
             budget_bytes=self._kv_budget(),
         )
         pool = KvPool(shape, sized.capacity.num_blocks, self.device)
-        forward = ForwardPass(model, pool, config.num_attention_heads, self.device)
-        return TorchEngine(forward, pool, spec.block_size), sized
+        rope = install_rope(model)
+        forward = ForwardPass(model, pool, config.num_attention_heads, self.device, rope)
+        switch_len = rope.switch_len if rope else 0
+        return TorchEngine(forward, pool, spec.block_size, switch_len), sized
 
     def _kv_budget(self) -> int:
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return sizing.cuda_kv_budget(total, free)
-        return sizing.cpu_kv_budget(available_memory_bytes())
+            own = torch.cuda.memory_reserved(self.device)
+            return sizing.cuda_kv_budget(total, free, own, self._local_shards)
+        return sizing.cpu_kv_budget(available_memory_bytes(), self._local_shards)
 
 
 def choose_device(name: str) -> torch.device:
@@ -137,6 +121,22 @@ def choose_device(name: str) -> torch.device:
     if kind != "cuda" or not (index or "0").isdigit() or int(index or 0) >= count:
         raise InvalidRequest(f"device is {name!r}; this host has cpu and {count} CUDA devices")
     return torch.device("cuda", int(index or 0))
+
+
+def _meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
+    """The model without memory. Raises ModelLoadFailed."""
+    register()
+    try:
+        config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=ATTENTION_NAME, dtype=dtype
+            )
+    except MeshError:
+        raise
+    except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
+        path = files.directory / "config.json"
+        raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
 
 
 def _tied(model: Any) -> Mapping[str, str]:

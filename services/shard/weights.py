@@ -3,8 +3,7 @@ files, cast and moved as they are copied; or random ones, where only speed matte
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import safetensors
@@ -13,9 +12,8 @@ from torch import nn
 
 from infermesh.errors import ModelLoadFailed, OutOfMemory, UnsupportedModel
 from services.shard.checkpoint import Checkpoint, StoredTensor
+from services.shard.placement import Place, place_tensors
 
-# Old checkpoints carry tables that every model computes by itself.
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _DUMMY_PERIOD = 1_048_573  # a prime: rows of a matrix start at different places
 _DUMMY_SEED = 20_240_101
@@ -42,21 +40,22 @@ def load_weights(
         OutOfMemory: the device can't hold them.
     """
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    stored = {n: t for n, t in checkpoint.tensors.items() if not _IGNORED.search(n)}
-    _check_names(wanted, stored, tied)
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    places = place_tensors(checkpoint.tensors, wanted, prefix, tied)
     by_file: dict[Any, list[str]] = {}
-    for name, tensor in stored.items():
-        _check_tensor(name, tensor, wanted[name])
-        by_file.setdefault(tensor.file, []).append(name)
+    for name, place in places.items():
+        _check_tensor(name, checkpoint.tensors[name], place.shape)
+        by_file.setdefault(checkpoint.tensors[name].file, []).append(name)
+    fused: dict[str, torch.Tensor] = {}
     for file, names in by_file.items():
         try:
             with safetensors.safe_open(file, framework="pt", device="cpu") as reader:
                 for name in names:
-                    set_parameter(model, name, _placed(reader.get_tensor(name), dtype, device))
-                    on_bytes(stored[name].num_bytes)
+                    _put(model, places[name], reader.get_tensor(name), fused, dtype, device)
+                    on_bytes(checkpoint.tensors[name].num_bytes)
         except (safetensors.SafetensorError, OSError) as exc:
             raise ModelLoadFailed(f"{file} is not a readable safetensors file: {exc}") from exc
-    _tie(model, tied, stored)
+    _tie(model, tied, {place.parameter for place in places.values()})
 
 
 def dummy_weights(
@@ -85,7 +84,7 @@ def dummy_weights(
             offset = _tile(value.view(-1), noise, offset)
         set_parameter(model, name, value)
         on_bytes(value.numel() * value.element_size())
-    _tie(model, tied, {})
+    _tie(model, tied, set())
 
 
 def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
@@ -95,32 +94,24 @@ def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
     model.get_submodule(path).register_parameter(leaf, parameter)
 
 
-def _check_names(
-    wanted: Iterable[str], stored: Mapping[str, StoredTensor], tied: Mapping[str, str]
+def _put(
+    model: nn.Module,
+    place: Place,
+    mapped: torch.Tensor,
+    fused: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    missing = [
-        name
-        for name in wanted
-        # One of a tied pair is enough.
-        if name not in stored and not (stored.keys() & _partners(name, tied))
-    ]
-    if missing:
-        raise ModelLoadFailed(f"the checkpoint lacks tensor {missing[0]}{_and_more(missing)}")
-    unexpected = [name for name in stored if name not in set(wanted)]
-    if unexpected:
-        raise ModelLoadFailed(
-            f"the checkpoint has an unexpected tensor {unexpected[0]}{_and_more(unexpected)}"
-        )
-
-
-def _partners(name: str, tied: Mapping[str, str]) -> set[str]:
-    if name in tied:
-        return {tied[name]}
-    return {target for target, source in tied.items() if source == name}
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    """Copies a tensor into memory of our own: a file that changes on disk must not change the
+    model. `fused` holds the parameters that are filled expert by expert."""
+    name = place.parameter
+    if place.expert is None:
+        set_parameter(model, name, _allocated(mapped.shape, dtype, device).copy_(mapped))
+        return
+    if name not in fused:
+        fused[name] = _allocated(model.get_parameter(name).shape, dtype, device)
+        set_parameter(model, name, fused[name])
+    fused[name][place.expert, place.start : place.end].copy_(mapped)
 
 
 def _check_tensor(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
@@ -136,11 +127,6 @@ def _check_tensor(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> No
         )
 
 
-def _placed(mapped: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A copy in memory of our own: a file that changes on disk must not change the model."""
-    return _allocated(mapped.shape, dtype, device).copy_(mapped)
-
-
 def _allocated(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     try:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -148,7 +134,7 @@ def _allocated(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> t
         raise OutOfMemory(f"the weights don't fit the memory of {device}") from exc
 
 
-def _tie(model: nn.Module, tied: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> None:
+def _tie(model: nn.Module, tied: Mapping[str, str], stored: Set[str]) -> None:
     """As transformers does: where a checkpoint has both of a pair and they differ, both stay."""
     for target, source in tied.items():
         if target in stored and source not in stored:

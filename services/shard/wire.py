@@ -81,6 +81,7 @@ def _new_sequence(new: pb.NewSequence) -> NewSequence:
         suppressed_token_ids=tuple(new.suppressed_token_ids),
         penalty_token_ids=tuple(new.penalty_token_ids),
         traceparent=new.traceparent,
+        long_rope=new.long_rope,
     )
 
 
@@ -189,4 +190,5 @@ def manifest(model: Manifest) -> model_pb2.ModelManifest:
         weight_bytes=model.weight_bytes,
         source=model.source,
         created_unix_s=model.created_unix_s,
+        rope_switch_len=model.rope_switch_len,
     )

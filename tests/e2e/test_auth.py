@@ -55,9 +55,10 @@ def id_of(api_key: str) -> str:
 
 
 def ask(mesh: Mesh, api_key: str, **options: Any) -> Any:
-    client = mesh.openai(max_retries=0).with_options(api_key=api_key)
     call = {"model": mesh.model, "messages": QUESTION, "max_tokens": 8, "temperature": 1.0}
-    return client.chat.completions.create(**{**call, **options})
+    with mesh.openai(max_retries=0) as client:
+        keyed = client.with_options(api_key=api_key)
+        return keyed.chat.completions.create(**{**call, **options})
 
 
 def test_two_tenants_with_three_keys_are_billed_what_their_clients_received(mesh: Mesh) -> None:
@@ -165,6 +166,15 @@ def test_dev_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
     for name in ("dev-key", "auth.sqlite3"):
         assert (state / name).stat().st_mode & 0o077 == 0
     assert key not in second.logs()
+
+
+def test_ledger_has_every_row_when_the_mesh_is_stopped_at_once(tmp_path: Path) -> None:
+    with Mesh(tmp_path) as mesh:
+        for _ in range(3):
+            ask(mesh, mesh.facts["api_key"])
+        mesh.process.send_signal(signal.SIGINT)
+        assert mesh.process.wait(60) == 0
+        assert len(rows_of(mesh, "local")) == 3
 
 
 def test_any_key_is_accepted_when_auth_is_off(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from tests.e2e.mesh_process import (
     DEMO_MODEL,
+    INFERMESH,
     Mesh,
+    environment,
     processes_naming,
     run_infermesh,
     wait_until,
@@ -131,6 +134,58 @@ def test_up_names_the_port_when_it_is_busy(tmp_path: Path) -> None:
     assert f"port {port}" in done.stderr
 
 
+def test_up_says_so_when_the_disk_is_full(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    # a small disk of its own for the state folder, in a mount namespace that ends with the command
+    mount = f"mount -t tmpfs -o size=1m tmpfs {state}"
+    probe = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False
+    )
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr.strip()}")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *INFERMESH, "up", *PORTS],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the disk with ")
+    assert "is full" in done.stderr
+    assert processes_naming(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--port", "99999"), ["gateway.http_address", "99999"]),
+        (("--set", "gateway.admin_address=127.0.0.1:abc"), ["gateway.admin_address", "abc"]),
+        (("--host", "0.0.0.0"), ["0.0.0.0", "127.0.0.1"]),
+    ],
+)
+def test_up_names_the_address_when_it_cannot_be_used(
+    tmp_path: Path, flags: tuple[str, ...], words: list[str]
+) -> None:
+    done = run_infermesh(tmp_path, "up", *flags)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+
+
+def test_up_serves_on_ipv6_loopback(tmp_path: Path) -> None:
+    with Mesh(tmp_path, "--engine", "simulated", "--host", "::1") as mesh:
+        url = mesh.facts["url"]
+        assert url.startswith("http://[::1]:")
+        wait_until(lambda: f"at {url}" in mesh.output.read_text(), 10)
+        assert [model.id for model in mesh.openai().models.list()] == [mesh.model]
+
+
 def children(mesh: Mesh) -> list[int]:
     return [service["pid"] for service in mesh.facts["services"]]
 
@@ -194,8 +249,10 @@ def test_chat_says_what_to_do_when_nothing_answers(tmp_path: Path) -> None:
 
 
 def test_config_show_names_the_origin_of_each_value(tmp_path: Path) -> None:
-    (tmp_path / "infermesh.toml").write_text("[scheduler]\nwindow = 3\n")
+    toml = '[scheduler]\nwindow = 3\n[gateway]\nhttp_address = "[::1]:0"\n'
+    (tmp_path / "infermesh.toml").write_text(toml)
     done = run_infermesh(tmp_path, "config", "show")
+    assert "[::1]:0" in done.stdout
     line = next(row for row in done.stdout.splitlines() if row.startswith("scheduler.window "))
     assert "3" in line
     assert "infermesh.toml" in line

@@ -55,3 +55,11 @@ def test_client_counts_tokens_and_lists_models(demo_mesh: Mesh) -> None:
     with Client(demo_mesh.facts["grpc"], demo_mesh.facts["api_key"]) as client:
         assert client.models() == [demo_mesh.model]
         assert 1 <= client.count_tokens("What is a token?") <= 16
+
+
+def test_client_gives_logprobs_when_asked(demo_mesh: Mesh) -> None:
+    with Client(demo_mesh.facts["grpc"], demo_mesh.facts["api_key"]) as client:
+        deltas = list(client.chat(QUESTION, temperature=0, top_logprobs=2))
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert b"".join(entry.token for entry in entries).decode() == over_http(demo_mesh)
+    assert all(len(entry.top) == 2 and entry.top[0].logprob == entry.logprob for entry in entries)

@@ -178,6 +178,64 @@ async def test_refusal_before_the_first_token_tries_the_other_replica(
     assert len(two.replicas[1].submits) == 6
 
 
+@pytest.mark.parametrize("cause", [ReplicaUnavailable("its shard is lost"), Draining("stopping")])
+async def test_stream_moves_when_its_replica_gives_it_up(
+    two: Edge, cause: ReplicaUnavailable | Draining
+) -> None:
+    for replica in two.replicas:
+        replica.gated = True
+    stream = await two.openai.chat.completions.create(**ASK, stream=True)
+    first = holder(two)
+    await first.step(7)
+    other = next(replica for replica in two.replicas if replica is not first)
+    other.gated = False
+    first.give_up(cause)
+    texts, _ = await read(stream)
+    assert texts == {0: undisturbed()}
+    assert [submit.attempt for submit in (*first.submits, *other.submits)] == [0, 1]
+
+
+async def test_stream_survives_any_number_of_drains(edge: Edge) -> None:
+    edge.replica.gated = True
+    stream = await edge.openai.chat.completions.create(**ASK, stream=True)
+    for attempt in range(5):
+        await edge.replica.wait(lambda n=attempt: len(edge.replica.submits) == n + 1)  # type: ignore[misc]
+        await edge.replica.step()
+        edge.replica.give_up(Draining("rolled"))
+    await edge.replica.wait(lambda: len(edge.replica.submits) == 6)
+    edge.replica.gated = False
+    edge.replica._wake.set()
+    texts, _ = await read(stream)
+    assert texts == {0: undisturbed()}
+
+
+async def test_stream_ends_when_its_only_replica_has_failed_for_good(edge: Edge) -> None:
+    edge.replica.gated = True
+    stream = await edge.openai.chat.completions.create(**ASK, stream=True)
+    await edge.replica.step(2)
+    await edge.replica.set_state(pb.REPLICA_STATE_FAILED)
+    await edge.routable(0)
+    edge.replica.give_up(ReplicaUnavailable("its shard is lost"))
+    with pytest.raises(openai.APIError) as caught:
+        await read(stream)
+    assert caught.value.code == "replica_unavailable"
+
+
+async def test_replicas_of_one_name_share_the_requests(tmp_path: Path) -> None:
+    replicas = make_replicas(tmp_path, 2)
+    for replica in replicas:
+        replica.replica_id = "replica-0"
+        replica.gated = True
+    async with running_gateway(tmp_path, replicas) as edge:
+        streams = [
+            await edge.openai.chat.completions.create(**ASK, stream=True, seed=seed)
+            for seed in range(4)
+        ]
+        assert [len(replica.submits) for replica in replicas] == [2, 2]
+        for stream in streams:
+            await stream.close()
+
+
 async def test_draining_replica_gets_no_new_requests(two: Edge) -> None:
     await two.replicas[0].set_state(pb.REPLICA_STATE_DRAINING)
     await two.routable(1)

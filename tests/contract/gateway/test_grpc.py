@@ -1,6 +1,7 @@
 """InferenceService over raw stubs: the same pipeline, the same errors."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -18,7 +19,7 @@ from infermesh.v1 import inference_service_pb2 as pb
 from infermesh.v1 import sampling_pb2
 from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.fake_scheduler import saying
-from tests.gateway_process import Edge
+from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.tiny_tokenizer import byte_level
 
 GREEDY = sampling_pb2.SamplingParams(temperature=0)
@@ -158,3 +159,10 @@ async def test_models_are_listed_and_described(stub: InferenceServiceStub) -> No
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetModel(pb.GetModelRequest(model="gpt-9"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_chat_without_a_limit_gets_the_default_one(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, make_replicas(tmp_path), default_max_tokens=7) as edge:
+        async with grpc.aio.insecure_channel(edge.grpc_address) as channel:
+            responses = [r async for r in InferenceServiceStub(channel).Chat(chat())]
+        assert responses[-1].usage.completion_tokens == 7

@@ -75,6 +75,7 @@ async def test_too_long_prompt_is_refused_with_the_numbers(edge: Edge) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
         ({"logit_bias": {"99999999": 1}}, "logit_bias", "99999999"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "between -100 and 100"),
         ({"stop_token_ids": [-1]}, "stop_token_ids", "-1"),
         ({"stop": ["a"] * 17}, "stop", "17"),
@@ -297,3 +298,14 @@ async def test_bad_timeout_header_is_refused(edge: Edge, value: str) -> None:
     )
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "x-request-timeout-s"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [(QueueFull("full", retry_after_s=2.0), "true"), (NumericalError("NaN"), "false")],
+)
+async def test_refusal_says_whether_a_retry_can_help(
+    edge: Edge, refusal: MeshError, advice: str
+) -> None:
+    edge.replica.refusal = refusal
+    assert (await refused(edge, {}))["headers"]["x-should-retry"] == advice

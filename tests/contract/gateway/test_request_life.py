@@ -9,9 +9,9 @@ import openai
 import pytest
 
 from gateway import metrics
-from gateway.http.serve import bind
 from gateway.server import GatewayService
 from infermesh.config import ConfigError, GatewayConfig
+from infermesh.sockets import bind
 from infermesh.v1 import scheduler_service_pb2 as pb
 from tests.fake_scheduler import saying
 from tests.gateway_process import Edge, make_replicas, running_gateway
@@ -196,6 +196,14 @@ async def test_deadline_of_the_gateway_travels_unless_the_generation_is_shared(
     assert not greedy.HasField("remaining_deadline")
 
 
+async def test_stop_string_loses_neither_times_nor_cached_tokens(edge: Edge) -> None:
+    response = await edge.http.post("/v1/chat/completions", json={**ASK, "stop": "word 2"})
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+    assert response.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+    waterfall = response.headers["infermesh-waterfall"]
+    assert "queue;dur=1.000, prefill;dur=2.000, decode;dur=" in waterfall
+
+
 async def test_request_id_and_waterfall_are_told_and_kept(edge: Edge) -> None:
     response = await edge.http.post("/v1/chat/completions", json=ASK, headers=headers("mine"))
     assert response.headers["x-request-id"] == "mine"
@@ -275,5 +283,5 @@ def test_bind_beyond_this_machine_is_refused(setting: str) -> None:
 
 async def test_address_in_use_is_one_sentence(edge: Edge) -> None:
     taken = edge.service.announce()["http_address"]
-    with pytest.raises(ConfigError, match=r"gateway\.http_address is"):
+    with pytest.raises(ConfigError, match=r"gateway\.http_address: port \d+ .* is in use"):
         bind("gateway.http_address", taken)

@@ -23,6 +23,7 @@ def active_row(
     suppressed: Sequence[int] = (),
     block_ids: Sequence[int] = (),
     sample: bool = True,
+    long_rope: bool = False,
 ) -> ActiveRow:
     """A row as the slot table would make it."""
     new = NewSequence(
@@ -34,6 +35,7 @@ def active_row(
         sampling=sampling,
         min_tokens=min_tokens,
         suppressed_token_ids=suppressed,
+        long_rope=long_rope,
     )
     history = TokenHistory(prompt, output) if sampling.penalizes else None
     sequence = SequenceState(new, start, len(block_ids), history)

@@ -35,6 +35,13 @@ def test_step_takes_what_the_profile_says_when_rows_are_mixed() -> None:
     assert slept == [pytest.approx((1000 + 3 * 10 + 100 + (50 + 3)) / 1e6)]
 
 
+def test_tokens_do_not_depend_on_the_seed_when_greedy() -> None:
+    engine = SimulatedEngine(StepProfile(), list(range(100)), 0, sleep=lambda seconds: None)
+    rows = [active_row(Sampling(temperature=0.0, seed=s), start=9) for s in (1, 2)]
+    first, second = engine.compute(rows, TABLES).draws
+    assert first.token_id == second.token_id
+
+
 def test_tokens_repeat_when_seed_and_position_do() -> None:
     engine = SimulatedEngine(StepProfile(), list(range(100)), 0, sleep=lambda seconds: None)
     rows = [active_row(Sampling(seed=s), start=p) for s in (1, 2) for p in range(20)]

@@ -27,6 +27,21 @@ def test_cuda_budget_is_nine_tenths_less_what_is_used_when_weights_are_loaded() 
     assert cuda_kv_budget(100 * GIB, 5 * GIB) == 0
 
 
+@given(available=st.integers(0, 1 << 40), shards=st.integers(1, 64))
+def test_cpu_budgets_of_all_shards_are_no_more_than_one_takes_alone(
+    available: int, shards: int
+) -> None:
+    assert shards * cpu_kv_budget(available, shards) <= cpu_kv_budget(available)
+
+
+def test_cuda_budget_is_a_shards_part_when_the_others_have_not_claimed_theirs() -> None:
+    # Two shards with 10 GiB of weights each; the other one is still loading.
+    assert cuda_kv_budget(100 * GIB, 90 * GIB, 10 * GIB, local_shards=2) == 35 * GIB
+    # The other one has claimed more than its part: what is left is all there is.
+    assert cuda_kv_budget(100 * GIB, 30 * GIB, 10 * GIB, local_shards=2) == 20 * GIB
+    assert cuda_kv_budget(100 * GIB, 90 * GIB, 60 * GIB, local_shards=2) == 0
+
+
 @given(
     model_len=st.integers(1, 10_000),
     wanted_len=st.integers(0, 10_000),
@@ -50,6 +65,7 @@ def test_size_stays_within_budget_and_need_when_nothing_is_asked_for(
 def test_threads_grow_with_the_model_when_cores_allow() -> None:
     assert num_threads(20 << 20) == 1
     assert num_threads(1 << 40) == physical_cores()
+    assert num_threads(1 << 40, local_shards=2) == max(1, physical_cores() // 2)
 
 
 def test_host_gives_at_least_one_core_and_some_memory() -> None:

@@ -1,0 +1,61 @@
+"""Which float type a model is served in. Decides from facts; reads no file.
+
+float16 is never computed on a CPU, which does it slower and less exactly than either neighbour.
+bfloat16 is only where the CPU has vector instructions for it: elsewhere each product converts its
+operands first, at half the speed of float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from infermesh.errors import InvalidRequest
+from infermesh.telemetry import logs
+
+_log = logs.get(__name__)
+
+NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# torch's own word for what it was dispatched to on this CPU; others convert bfloat16 in the kernel.
+_WITHOUT_BFLOAT16 = frozenset({"DEFAULT", "AVX2"})
+# Of the memory that is free, what doubled weights may take: the KV cache needs some, too.
+_LARGEST_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the choice depends on beside the model."""
+
+    device: torch.device
+    cpu_capability: str
+    available_bytes: int
+
+
+def choose_dtype(asked: str, stored: str, num_parameters: int, host: Host) -> torch.dtype:
+    """The asked type, or with "auto" the stored one, unless this host computes it badly.
+
+    Args:
+        asked: "auto" or a name of NAMES.
+        stored: what the checkpoint declares or holds.
+
+    Raises:
+        InvalidRequest: neither is a type that is served.
+    """
+    name = stored if asked == "auto" else asked
+    if name not in NAMES:
+        raise InvalidRequest(
+            f"dtype is {name!r}, allowed are auto, {', '.join(NAMES)}", param="dtype"
+        )
+    if host.device.type != "cpu":
+        return NAMES[name]
+    if name == "float16":
+        _log.warning("float16 is served as float32 on a CPU")
+        return torch.float32
+    if name == "bfloat16" and host.cpu_capability in _WITHOUT_BFLOAT16:
+        fits = num_parameters * torch.float32.itemsize <= host.available_bytes * _LARGEST_SHARE
+        if asked == "auto" and fits:
+            _log.info("bfloat16 weights are served as float32: this CPU is faster with them")
+            return torch.float32
+        _log.warning("bfloat16 is slow on this CPU, which has no instructions for it")
+    return NAMES[name]
