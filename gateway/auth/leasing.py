@@ -234,6 +234,11 @@ class LeaseKeeper:
         tenant = self._tenants.get(state.tenant)
         if tenant is None or tenant.account.lease_id != grant.lease_id:
             return
+        if grant.ended and tenant.account.granted == NOTHING:
+            # a lease that ends before it began: the auth service does not know the tenant
+            unknown = AuthUnavailable(f"the auth service has no quota for {state.tenant}")
+            self._refuse_waiters(tenant, unknown)
+            return
         if grant.ended:
             tenant.account = _new_account(state.tenant)
             for waiter in tenant.waiters:
@@ -243,7 +248,7 @@ class LeaseKeeper:
         tenant.account.apply(grant, sent_at)
         tenant.last = grant
         self._admit_waiters(tenant)
-        self._refuse_waiters(tenant, grant)
+        self._refuse_waiters(tenant, grant.refused)
         if tenant.waiters:
             self._wake.set()
 
@@ -255,11 +260,11 @@ class LeaseKeeper:
                 tenant.waiters.remove(waiter)
                 waiter.admitted.set_result(tenant.account)
 
-    def _refuse_waiters(self, tenant: _Tenant, grant: Grant) -> None:
+    def _refuse_waiters(self, tenant: _Tenant, refusal: MeshError | None) -> None:
         asked = [waiter for waiter in tenant.waiters if waiter.asked]
         if not asked:
             return
-        error = grant.refused or RateLimitExceeded(
+        error = refusal or RateLimitExceeded(
             f"Rate limit reached for tenant {tenant.account.tenant}.",
             retry_after_s=_RETRY_AFTER_S,
         )

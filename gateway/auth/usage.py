@@ -21,6 +21,7 @@ from infermesh.telemetry import logs
 _log = logs.get(__name__)
 _SUFFIX = ".usage"
 _BAD = ".damaged"
+_REFUSED = ".refused"
 MAX_UNWRITTEN = 10_000
 
 
@@ -157,6 +158,11 @@ class Segment:
             _log.error("usage spool is damaged", extra={"file": str(self._path)})
             self._path.with_name(f"{self._path.name}{_BAD}").write_bytes(self._path.read_bytes())
         return rows
+
+    def set_aside(self) -> None:
+        """The ledger will never take it; for a person to look at."""
+        self._path.rename(self._path.with_name(f"{self._path.name}{_REFUSED}"))
+        self.release()
 
     def delete(self) -> None:
         """The ledger has it."""

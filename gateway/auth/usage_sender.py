@@ -8,7 +8,7 @@ import grpc
 
 from gateway.auth.metrics import USAGE_SENT
 from gateway.auth.translate import usage_to_pb
-from gateway.auth.usage import Segment, Spool, UsageRow
+from gateway.auth.usage import Segment, Spool
 from infermesh.telemetry import logs
 from infermesh.v1 import auth_service_pb2 as pb
 
@@ -51,15 +51,30 @@ class UsageSender:
     async def _send(self, segment: Segment) -> None:
         try:
             rows = await asyncio.to_thread(segment.rows)
-            if rows:
-                await self._stub.RecordUsage(_messages(rows), timeout=_SEND_S)
-                USAGE_SENT.inc(len(rows))
-        except BaseException:
-            segment.release()
-            raise
+            messages = [usage_to_pb(row) for row in rows]
+            if messages:
+                await self._stub.RecordUsage(_stream(messages), timeout=_SEND_S)
+        except BaseException as exc:
+            if not _is_hopeless(exc):
+                segment.release()
+                raise
+            # it must not hold up what comes after it
+            _log.error("usage was refused", extra={"error": str(exc)})
+            segment.set_aside()
+            return
+        USAGE_SENT.inc(len(rows))
         segment.delete()
 
 
-async def _messages(rows: list[UsageRow]) -> AsyncIterator[pb.RecordUsageRequest]:
-    for row in rows:
-        yield usage_to_pb(row)
+async def _stream(
+    messages: list[pb.RecordUsageRequest],
+) -> AsyncIterator[pb.RecordUsageRequest]:
+    for message in messages:
+        yield message
+
+
+def _is_hopeless(exc: BaseException) -> bool:
+    """Sending the same again can't succeed."""
+    if isinstance(exc, grpc.aio.AioRpcError):
+        return exc.code() is grpc.StatusCode.INVALID_ARGUMENT
+    return isinstance(exc, ValueError | TypeError | KeyError)

@@ -13,15 +13,15 @@ def answer_to_keep(prompt: PromptReply, elapsed_s: float) -> StoredAnswer | None
     """The answer as this reader had it; None where it is not whole.
 
     Args:
-        elapsed_s: since its admission, for an end that no scheduler has timed.
+        elapsed_s: since its admission, where no scheduler has told its timings.
     """
     logs = prompt.reader.generation.choices
     choices = [_choice(log, text) for log, text in zip(logs, prompt.texts, strict=True)]
     whole = [choice for choice in choices if choice is not None]
     if len(whole) < len(choices):
         return None
-    timings = [choice.finish.timings for choice in whole]
-    compute_s = max(one.prefill_s + one.decode_s for one in timings) or elapsed_s
+    timings = prompt.timings()
+    compute_s = elapsed_s if timings is None else timings.prefill_s + timings.decode_s
     return StoredAnswer(tuple(whole), prompt.prompt_len, compute_s)
 
 

@@ -50,7 +50,8 @@ class Replay:
         return news
 
     def decline(self, choice: int) -> None:
-        """A stop string ended it; nothing is computed for it."""
+        """Gives no more of a choice, and tells nobody: all of it is there."""
+        self._ended[choice] = True
 
     def close(self) -> None:
         """There is nobody to tell."""

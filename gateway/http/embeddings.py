@@ -97,9 +97,7 @@ class EmbeddingsEndpoint:
         headers = {"content-type": "application/json", **found.headers}
         headers |= {IGNORED_FIELDS: ignored} if ignored else {}
         with suppress(SlowConsumer):  # there is nobody to tell
-            await answer.begin(
-                200, {"content-type": "application/json", **found.headers, **headers}
-            )
+            await answer.begin(200, headers)
             await answer.write(rendered, more=False)
 
 

@@ -46,7 +46,7 @@ async def _watch(stub: pb_grpc.SchedulerServiceStub, on_progress: Progress) -> b
 
 
 async def wait_gateway(url: str, api_key: str, wanted: Collection[str]) -> list[str]:
-    """The models that generate, once those wanted are among them."""
+    """The names that generate, once those wanted are among them."""
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {api_key}"}) as client:
         while True:
             try:

@@ -26,10 +26,9 @@ _CARRIERS = (
     r"(?:may|can|could) i ask\s+" + _WH,
 )
 _CARRIER = re.compile("^(?:" + "|".join(_CARRIERS) + ")", re.IGNORECASE)
-_CODAS = (
-    re.compile(r"[\s,.!?]*\b(?:please|pls|thanks|thank you|thx|kindly)\b[\s.!?]*$", re.IGNORECASE),
-    re.compile(r"[\s.!?]+$"),
-)
+# At the end of what has no punctuation there any more; one attempt per word.
+_CODA = re.compile(r"(?<!\S)(?:please|pls|thanks|thank you|thx|kindly)$", re.IGNORECASE)
+_END_MARKS = " ,.!?"
 # "what the capital of France is": a question inside a sentence, with the verb at its end.
 _INDIRECT = re.compile(r"^(what|who|where|when|how) (.+) (is|are|was|were)$", re.IGNORECASE)
 
@@ -43,7 +42,7 @@ def core(text: str) -> str:
         if found is None or not found.end():
             break
         short = short[found.end() :]
-    for coda in _CODAS:
-        short = coda.sub("", short)
+    short = short.rstrip(_END_MARKS)
+    short = _CODA.sub("", short).rstrip(_END_MARKS)
     short = _INDIRECT.sub(r"\1 \3 \2", short)
     return short or text

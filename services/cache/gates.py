@@ -11,21 +11,22 @@ from services.cache.domain import Reason, Traits
 
 # 256 tokens of the embedder are fewer characters than this in any ordinary text; the exact count is
 # taken when the text is embedded. It also bounds the work of the patterns here and of the guard.
-MAX_TEXT_CHARS = 4000
+MAX_TEXT_CHARS = 2000
 
+# No pattern may try the same run of characters from each of its places: texts are the clients'.
 _PERSONAL = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"[\w.+-]+@[\w-]+\.\w{2,}",  # e-mail
+        r"[\w.+-]@[\w-]{1,63}\.\w{2}",  # e-mail
         r"(?<![\w.])\+?\(?\d{2,4}\)?(?:[ ./-]\(?\d{2,5}\)?){2,5}(?![\w.])",  # phone
         r"(?<!\w)\+\d{8,15}(?!\w)|(?<![\w.])\d{9,12}(?![\w.])",  # phone or account number
         r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)",  # payment card
         r"\b[a-z]{2}\d{2}(?: ?[a-z0-9]{4}){3,7}(?: ?[a-z0-9]{1,3})?\b",  # IBAN
         r"\b\d{3}-\d{2}-\d{4}\b",  # social security number
-        r"\b(?:sk|pk|rk|ghp|gho|ghs|glpat|xox[abp]|akia|asia|eyj)[-_]?[a-z0-9_-]{12,}",  # keys
+        r"\b(?:sk|pk|rk|ghp|gho|ghs|glpat|xox[abp]|akia|asia|eyj)[-_]?[a-z0-9_-]{12}",  # keys
         r"-----begin [a-z ]*private key",
         r"\b(?:api[ _-]?key|password|passwort|passwd|secret|token|pin|otp)\b\s*(?:is|[:=])",
-        r"(?<!\w)(?=[a-z0-9+/_-]{24,})(?=\S*\d)(?=\S*[a-z])[a-z0-9+/_-]{24,}",  # random strings
+        r"(?<![a-z0-9+/_-])(?=[a-z0-9+/_-]*\d)(?=[a-z0-9+/_-]*[a-z])[a-z0-9+/_-]{24}",  # random
         r"\b(?:my|our|mine)\b",
         r"\bam i\b|\b(?:do|did|have|has|will|can) i (?:have|owe|own)\b",
         r"\bi(?:'m| am|'ve| have| was| live| work| owe| own| bought| ordered| paid)\b",

@@ -20,6 +20,8 @@ for _number, _group in enumerate(lexicon.SYNONYMS):
         _GROUPS.setdefault(stem(_word), set()).add(_number)
 _MEMBERS = [frozenset(stem(word) for word in group) for group in lexicon.SYNONYMS]
 _LOOSE = frozenset(stem(word) for word in lexicon.LOOSE)
+# More of them are never one question; it bounds the comparison of each with each.
+_MAX_DIFFERING_WORDS = 40
 
 Roles = dict[str, str]
 
@@ -30,7 +32,10 @@ def compare(a: Wording, b: Wording) -> Reason | None:
         return Reason.NUMBERS_DIFFER
     if a.num_negations != b.num_negations:
         return Reason.NEGATION_DIFFERS
-    if _have_antonyms(a.words - b.words, b.words - a.words):
+    only_a, only_b = a.words - b.words, b.words - a.words
+    if len(only_a) + len(only_b) > _MAX_DIFFERING_WORDS:
+        return Reason.CONTENT_DIFFERS
+    if _have_antonyms(only_a, only_b):
         return Reason.ANTONYMS
     if a.names - b.words or b.names - a.words:
         return Reason.NAMES_DIFFER

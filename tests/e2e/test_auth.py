@@ -168,6 +168,15 @@ def test_dev_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
     assert key not in second.logs()
 
 
+def test_ledger_has_every_row_when_the_mesh_is_stopped_at_once(tmp_path: Path) -> None:
+    with Mesh(tmp_path) as mesh:
+        for _ in range(3):
+            ask(mesh, mesh.facts["api_key"])
+        mesh.process.send_signal(signal.SIGINT)
+        assert mesh.process.wait(60) == 0
+        assert len(rows_of(mesh, "local")) == 3
+
+
 def test_any_key_is_accepted_when_auth_is_off(tmp_path: Path) -> None:
     with Mesh(tmp_path, "--no-auth") as mesh:
         assert mesh.facts["api_key"] == "local"

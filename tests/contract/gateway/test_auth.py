@@ -390,6 +390,27 @@ async def test_known_keys_go_on_and_unknown_ones_get_503_when_auth_is_gone(
     await again.stop()
 
 
+def leave(usage_dir: Path, number: int, *bodies: bytes) -> Path:
+    """What a gateway that was killed leaves in the spool."""
+    path = usage_dir / f"{number:020}-1-1.usage"
+    path.write_bytes(b"".join(b"%08x %b\n" % (zlib.crc32(body), body) for body in bodies))
+    return path
+
+
+async def test_usage_that_the_ledger_refuses_does_not_hold_up_the_rest(
+    auth: Auth, tmp_path: Path
+) -> None:
+    usage_dir = tmp_path / "usage"
+    usage_dir.mkdir()
+    refused = [leave(usage_dir, 1, b'{"tenant_id":"acme"}'), leave(usage_dir, 2, b'{"no":1}')]
+    leave(usage_dir, 3, b'{"record_id":"left","tenant_id":"acme","prompt_tokens":7}')
+    async with keyed_gateway(tmp_path / "one", auth, usage_dir=str(usage_dir)):
+        assert (await settled(auth, 1))[0].prompt_tokens == 7
+    for path in refused:
+        assert not path.exists()
+        assert path.with_name(f"{path.name}.refused").exists()
+
+
 async def test_usage_of_a_killed_gateway_is_sent_by_the_next_one(
     auth: Auth, tmp_path: Path
 ) -> None:
@@ -398,9 +419,7 @@ async def test_usage_of_a_killed_gateway_is_sent_by_the_next_one(
     async with keyed_gateway(tmp_path / "one", auth, usage_dir=str(usage_dir)) as edge:
         await ask(edge, text)
         await settled(auth, 1)
-    left = usage_dir / "00000000000000000001-1-1.usage"
-    body = b'{"record_id":"left","tenant_id":"acme","prompt_tokens":7}'
-    left.write_bytes(b"%08x %b\n" % (zlib.crc32(body), body))
+    left = leave(usage_dir, 1, b'{"record_id":"left","tenant_id":"acme","prompt_tokens":7}')
     async with keyed_gateway(tmp_path / "two", auth, usage_dir=str(usage_dir)):
         totals = await settled(auth, 2)
     assert sum(total.prompt_tokens for total in totals if not total.key_id) == 7

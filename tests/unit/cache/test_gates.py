@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
+from services.cache.courtesy import core
 from services.cache.domain import Reason, Traits
 from services.cache.gates import MAX_TEXT_CHARS, is_volatile, semantic_gate
 
@@ -83,3 +85,24 @@ def test_gate_stays_open_when_numbers_are_ordinary(text: str) -> None:
 )
 def test_volatile_is_what_depends_on_the_time(text: str, volatile: bool) -> None:
     assert is_volatile(text) is volatile
+
+
+@pytest.mark.parametrize(
+    "unit", ["!", "-", ". ", "1", "1 ", "a", "a.", "a-", "a@", "ab-", "+", "/", "_", "hi ", "(12) "]
+)
+def test_the_work_grows_with_the_text_and_not_with_its_square(unit: str) -> None:
+    """Texts are the clients', and the event loop runs this."""
+
+    def seconds(length: int) -> float:
+        text = (unit * length)[:length]
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            semantic_gate(OPEN, text)
+            is_volatile(text)
+            core(text)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    # Four times the text is sixteen times the work where a pattern is quadratic.
+    assert seconds(MAX_TEXT_CHARS) < 10 * seconds(MAX_TEXT_CHARS // 4) + 0.002

@@ -57,7 +57,7 @@ class Cache:
 
 @asynccontextmanager
 async def running(embedder: WordEmbedder, **options: Any) -> AsyncIterator[Cache]:
-    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, top_k=5)
+    thread = EmbeddingThread(lambda: embedder, LIMITS, 1000, options.get("top_k", 5))
     cache = Cache(thread, **options)
     ready = asyncio.Event()
 
@@ -234,6 +234,15 @@ async def test_a_removed_entry_is_found_no_more_by_meaning() -> None:
         await cache.keeper.invalidate(None, dry_run=False)
         assert await cache.reason(query(REWORDED)) is Reason.NO_CANDIDATE
         assert cache.holdings.epoch == 1
+
+
+async def test_a_removed_entry_stands_in_no_others_way() -> None:
+    async with running(WordEmbedder(), top_k=1) as cache:
+        cache.keeper.keep(draft(QUESTION))
+        cache.keeper.keep(draft("Tell me the capital of France"))
+        await cache.indexed(2)
+        await cache.keeper.invalidate(lambda entry: entry.text == QUESTION, dry_run=False)
+        assert await cache.reason(query(REWORDED)) is Reason.SAME_MEANING
 
 
 async def test_a_bad_hit_is_kept_out_until_the_quarantine_ends() -> None:
