@@ -13,6 +13,7 @@ RUNS = (
     ),
     ("benchmarks.start_up", "--json", "benchmarks/results/start_up.json"),
     ("benchmarks.plan_cost",),
+    ("benchmarks.cache_lookup", "--json", "benchmarks/results/cache_lookup.json"),
 )  # fmt: skip
 
 
