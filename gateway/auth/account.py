@@ -9,7 +9,7 @@ held. Amounts are totals since the lease began, as the auth service counts them.
 
 from dataclasses import dataclass
 
-from infermesh.errors import MeshError
+from infermesh.errors import MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
 
@@ -49,6 +49,22 @@ def cost_of(limits: Limits, num_tokens: int) -> Amounts:
         tokens=num_tokens if any(limit is not None for limit in counts_tokens) else 0,
         slots=0 if limits.max_concurrency is None else 1,
     )
+
+
+def refuse_impossible(tenant: str, limits: Limits, cost: Amounts) -> None:
+    """Raises RateLimitExceeded for a request that no wait could help."""
+    for limit, what, amount in (
+        (limits.tokens_per_minute, "tokens per minute", cost.tokens),
+        (limits.daily_tokens, "tokens per day", cost.tokens),
+        (limits.monthly_tokens, "tokens per month", cost.tokens),
+        (limits.requests_per_minute, "requests per minute", cost.requests),
+        (limits.max_concurrency, "requests at once", cost.slots),
+    ):
+        if limit is not None and amount > limit:
+            raise RateLimitExceeded(
+                f"Request too large for tenant {tenant} on {what}: limit {limit}, "
+                f"requested {amount}. Reduce the prompt or max_tokens."
+            )
 
 
 class Account:

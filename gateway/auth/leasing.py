@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gateway.auth.account import Account, Grant, State, cost_of
+from gateway.auth.account import Account, Grant, State, cost_of, refuse_impossible
 from gateway.auth.translate import grant_from_pb, state_to_pb
 from gateway.identity import Principal
 from infermesh.errors import (
@@ -99,7 +99,7 @@ class LeaseKeeper:
         cost = cost_of(principal.limits, num_tokens)
         if cost == NOTHING:
             return None
-        _refuse_impossible(principal, cost)
+        refuse_impossible(principal.tenant, principal.limits, cost)
         tenant = self._tenant(principal.tenant)
         if not tenant.waiters and tenant.account.reserve(cost, self._clock()):
             return Hold(tenant.account, cost)
@@ -285,20 +285,3 @@ def _again(error: MeshError) -> MeshError:
 
 def _new_account(tenant: str) -> Account:
     return Account(secrets.token_hex(16), tenant)
-
-
-def _refuse_impossible(principal: Principal, cost: Amounts) -> None:
-    """A request that no wait could help."""
-    limits = principal.limits
-    for limit, what, amount in (
-        (limits.tokens_per_minute, "tokens per minute", cost.tokens),
-        (limits.daily_tokens, "tokens per day", cost.tokens),
-        (limits.monthly_tokens, "tokens per month", cost.tokens),
-        (limits.requests_per_minute, "requests per minute", cost.requests),
-        (limits.max_concurrency, "requests at once", cost.slots),
-    ):
-        if limit is not None and amount > limit:
-            raise RateLimitExceeded(
-                f"Request too large for tenant {principal.tenant} on {what}: limit {limit}, "
-                f"requested {amount}. Reduce the prompt or max_tokens."
-            )

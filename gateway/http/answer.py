@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -46,8 +47,9 @@ class Answer:
         response: Response = error_response(error)
         self.status = response.status_code
         start = {"type": "http.response.start", "status": self.status}
-        await self._put({**start, "headers": response.raw_headers})
-        await self.write(bytes(response.body), more=False)
+        with suppress(SlowConsumer):  # there is nobody to tell
+            await self._put({**start, "headers": response.raw_headers})
+            await self.write(bytes(response.body), more=False)
 
     async def _put(self, message: Message) -> None:
         if self._stalled:  # an error event would wait in vain, too

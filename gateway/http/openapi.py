@@ -40,6 +40,9 @@ _GETS = (
     ("/readyz", "New requests are taken"),
 )
 
+# without a key
+_OPEN = ("/healthz", "/readyz")
+
 
 def openapi(version: str) -> dict[str, Any]:
     """The whole document."""
@@ -53,7 +56,11 @@ def openapi(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "infermesh", "version": version},
         "paths": paths,
-        "components": {"schemas": {**schemas["$defs"], "Error": _ERROR}},
+        "security": [{"apiKey": []}],
+        "components": {
+            "schemas": {**schemas["$defs"], "Error": _ERROR},
+            "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -69,6 +76,8 @@ def _post(what: str, body: type[BaseModel]) -> dict[str, Any]:
 
 def _get(path: str, what: str) -> dict[str, Any]:
     operation: dict[str, Any] = {"summary": what, "responses": _responses()}
+    if path in _OPEN:
+        operation["security"] = []
     if "{model}" in path:
         parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
         operation["parameters"] = [parameter]

@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
-from tests.e2e.mesh_process import Mesh, run_infermesh, wait_until
+from tests.e2e.mesh_process import Mesh, environment, run_infermesh, wait_until
 from tests.postgres import Postgres
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -113,15 +117,61 @@ def test_rotated_key_works_beside_the_new_one(mesh: Mesh) -> None:
     ask(mesh, new)
 
 
-async def burst(mesh: Mesh, api_key: str, clients: int, turns: int) -> tuple[int, int]:
+def lists_models(mesh: Mesh, url: str) -> bool:
+    answer = httpx.get(f"{url}/v1/models", headers=dict(mesh.bearer))
+    return bool(answer.json()["data"])
+
+
+@contextlib.contextmanager
+def more_gateways(mesh: Mesh, folder: Path, count: int) -> Iterator[list[str]]:
+    """URLs of further gateways in front of the same scheduler and auth service."""
+    processes, urls = [], []
+    try:
+        for index in range(count):
+            announced = folder / f"gateway-{index}.json"
+            settings = {
+                "gateway.http_address": "127.0.0.1:0",
+                "gateway.admin_address": "127.0.0.1:0",
+                "gateway.grpc_address": "127.0.0.1:0",
+                "gateway.replicas": mesh.service("scheduler-0")["address"],
+                "gateway.auth": mesh.service("auth")["address"],
+                "gateway.usage_dir": str(folder / f"usage-{index}"),
+                "telemetry.announce_file": str(announced),
+            }
+            flags = [f"--{name}={value}" for name, value in settings.items()]
+            with (folder / f"gateway-{index}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "gateway", *flags],
+                        env=environment(folder),
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+            wait_until(announced.exists, 60)
+            urls.append(f"http://{json.loads(announced.read_text())['http_address']}")
+        for url in urls:
+            wait_until(functools.partial(lists_models, mesh, url), 30)
+        yield urls
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(30)
+
+
+async def burst(
+    mesh: Mesh, api_key: str, clients: int, turns: int, more_urls: Sequence[str] = ()
+) -> tuple[int, int]:
     """Tokens that were used, and how many requests were refused."""
     used, refused = 0, 0
+    urls = [mesh.facts["url"], *more_urls]
     async with mesh.async_openai(max_retries=0) as plain:
-        client = plain.with_options(api_key=api_key)
+        gateways = [plain.with_options(api_key=api_key, base_url=f"{url}/v1") for url in urls]
 
         async def one(index: int) -> None:
             nonlocal used, refused
-            for _ in range(turns):
+            for turn in range(turns):
+                client = gateways[(index + turn) % len(gateways)]
                 try:
                     answer = await client.chat.completions.create(
                         model=mesh.model, messages=QUESTION, max_tokens=4 + index % 5
@@ -145,13 +195,30 @@ async def test_sixty_four_clients_use_no_more_than_a_thousand_tokens_per_minute(
     assert sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows) == used
 
 
-async def test_mesh_runs_on_postgresql(tmp_path: Path, postgres: Postgres) -> None:
+async def test_three_gateways_admit_no_more_together_than_one(mesh: Mesh, tmp_path: Path) -> None:
+    key = make_tenant(mesh, "shared", "--tokens-per-minute", "1000")
+    with more_gateways(mesh, tmp_path, 2) as urls:
+        used, refused = await burst(mesh, key, clients=64, turns=3, more_urls=urls)
+    assert refused > 0
+    assert 850 <= used <= 1000
+    rows = usage_of(mesh, "shared", 30)
+    assert sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows) == used
+
+
+async def test_mesh_on_postgresql_admits_no_more_over_one_and_three_gateways(
+    tmp_path: Path, postgres: Postgres
+) -> None:
     url = postgres.create_database()
     with Mesh(tmp_path, "--set", f"auth.database_url={url}") as mesh:
         key = make_tenant(mesh, "thousand", "--tokens-per-minute", "1000")
         used, refused = await burst(mesh, key, clients=64, turns=2)
         assert refused > 0
         assert 900 <= used <= 1000
+        key = make_tenant(mesh, "shared", "--tokens-per-minute", "1000")
+        with more_gateways(mesh, tmp_path, 2) as urls:
+            used, refused = await burst(mesh, key, clients=64, turns=2, more_urls=urls)
+        assert refused > 0
+        assert 850 <= used <= 1000
 
 
 def test_dev_key_is_made_once_and_kept_private(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.auth_process import Auth, running_auth
 from tests.contract.gateway.cached import running
 from tests.gateway_process import Edge, make_replicas, running_gateway
+from tests.keyed_gateway import keyed_gateway
 
 
 @pytest.fixture
@@ -26,3 +28,17 @@ async def eager(tmp_path: Path) -> AsyncIterator[Edge]:
     """Schedules at once, and then holds a stream's first token for as long as it takes."""
     async with running(tmp_path, cache_head_start_ms=0.0) as edge:
         yield edge
+
+
+@pytest.fixture
+async def auth(tmp_path: Path) -> AsyncIterator[Auth]:
+    async with running_auth(tmp_path, f"sqlite:///{tmp_path}/auth.sqlite3") as running:
+        await running.tenant("acme")
+        yield running
+
+
+@pytest.fixture
+async def keyed(tmp_path: Path, auth: Auth) -> AsyncIterator[Edge]:
+    """A gateway that asks `auth`."""
+    async with keyed_gateway(tmp_path / "gateway", auth) as running:
+        yield running
