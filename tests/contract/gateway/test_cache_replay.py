@@ -41,6 +41,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"logprobs": True, "top_logprobs": 2},
     {"n": 2},
     {"stop": ["word 2"]},
+    # holds back more than the first piece, and is no match in the end
+    {"stop": [" word 0 of choice 0, word 1 of choice 0, word 2 of choice 1"]},
     {"max_tokens": 5},
     {"return_token_ids": True},
     {"stop": ["word 2"], "logprobs": True, "top_logprobs": 1},
