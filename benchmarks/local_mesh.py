@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,9 +26,15 @@ def local_mesh(*arguments: str, timeout_s: float = 300.0) -> Iterator[dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         ready, output = Path(folder, "ready.json"), Path(folder, "output.txt")
         command = [sys.executable, "-m", "infermesh.cli", "up", *PORTS, "--ready-file", str(ready)]
+        # state of its own: what the user's mesh has cached must not be found
+        environment = {**os.environ, "XDG_STATE_HOME": folder}
         with output.open("w") as out:
             process = subprocess.Popen(
-                [*command, *arguments], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+                [*command, *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
         try:
             deadline = time.monotonic() + timeout_s

@@ -21,3 +21,19 @@ SINGLE_FLIGHT_HITS = metrics.counter(
 FAILOVERS = metrics.counter("failovers_total", "attempts that were resumed elsewhere", ("reason",))
 REPLICA_READY = metrics.gauge("replica_ready", "1: requests are routed there", ("replica",))
 REPLICA_INFLIGHT = metrics.gauge("replica_inflight", "this gateway's requests there", ("replica",))
+CACHE_REQUESTS = metrics.counter(
+    "cache_requests_total",
+    "requests that the semantic cache could have answered, by what became of that",
+    ("outcome", "tier", "reason"),
+)
+CACHE_WAIT = metrics.histogram(
+    "cache_wait_seconds", "what asking the cache added to a request", ("outcome",)
+)
+CACHE_SAVED = metrics.counter(
+    "cache_saved_compute_seconds_total", "computing that hits made unnecessary"
+)
+CACHE_WRITES = metrics.counter(
+    "cache_writes_total", "fresh answers for the cache: queued, or dropped for want of room",
+    ("result",),
+)  # fmt: skip
+CACHE_CONNECTED = metrics.gauge("cache_connected", "1: the semantic cache answers lookups")

@@ -6,12 +6,16 @@ Both edges, HTTP and gRPC, are in front of this; it knows neither.
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from gateway import metrics
 from gateway.admission import Admission
 from gateway.auth.gate import Gate, Ticket
+from gateway.cache.replay import Replay
+from gateway.cache.stage import CachePolicy, CacheStage
+from gateway.cache.translate import Question
 from gateway.failover import Driver
 from gateway.fleet import Fleet
 from gateway.generation import Generation
@@ -36,6 +40,7 @@ class Pipeline:
 
     Args:
         gate: who may do what.
+        cache: the stage that asks whether an answer is there.
         spawn: runs a coroutine in the background, as `TaskGroup.create_task` does.
     """
 
@@ -44,6 +49,7 @@ class Pipeline:
         config: GatewayConfig,
         fleet: Fleet,
         gate: Gate,
+        cache: CacheStage,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         clock: Callable[[], float],
     ) -> None:
@@ -52,6 +58,7 @@ class Pipeline:
         self.admission = Admission(config.max_inflight_requests)
         self.records = Records(clock)
         self._config = config
+        self._cache = cache
         self._spawn = spawn
         self._running: dict[Generation, asyncio.Task[None]] = {}
         self._clock = clock
@@ -82,7 +89,16 @@ class Pipeline:
             principal.require_model(request.model, model.model_id)
             jobs = await self._tokenise(request, model, call, principal, record)
             ticket = await self.gate.admit(principal, sum(map(most_tokens, jobs)))
-            reply = self._join(jobs, model, request.options, call, record, ticket)
+            policy = self._cache_policy(principal)
+            question = await self._cache.question(request, jobs, model, call, policy, record)
+            wake = asyncio.Event()
+            pending = await self._cache.ask(question, record)
+            found = self._cache.found(question, pending, record, wake)
+            prompts = self._prompts(jobs, found, model, request.options, record, wake)
+            reply = self._reply(prompts, model, call, record, wake, ticket, question)
+            late = await self._cache.found_late(question, pending, reply, wake, call.whole)
+            if late is not None:
+                reply.replace([PromptReply(late, model, request.options, 0)])
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
             self._settle(record, exc)
@@ -94,6 +110,34 @@ class Pipeline:
                 reply.close()
             raise
         return reply
+
+    @asynccontextmanager
+    async def admitted(
+        self, call: Call, scope: str
+    ) -> AsyncIterator[tuple[Principal, RequestRecord]]:
+        """The caller and the record of a request that is no generation: counted, settled after.
+
+        Raises:
+            MeshError: it was refused.
+        """
+        record = self.records.open(call.request_id, call.endpoint)
+        try:
+            principal = await self.gate.identify(call.credential, scope)
+            record.authorised_at = self._clock()
+            self.admission.enter()
+        except BaseException as error:
+            self._settle(record, error)
+            raise
+        metrics.INFLIGHT.inc()
+        try:
+            yield principal, record
+        except BaseException as exc:
+            self._settle(record, exc)
+            raise
+        else:
+            self._settle(record, None)
+        finally:
+            self._leave()
 
     async def tokenise(self, prompt: Prompt, model: ServedModel) -> list[int]:
         """The token ids of one prompt."""
@@ -107,6 +151,7 @@ class Pipeline:
     def finish(self, reply: Reply, error: BaseException | None = None) -> None:
         """Accounts for a reply that has ended, well or not, and closes it."""
         reply.close()
+        self._cache.settle(reply.question, reply, error is None)
         self._settle(reply.record, error)
         reply.ticket.settle(reply.record)
 
@@ -133,18 +178,27 @@ class Pipeline:
         record.tokenized_at = self._clock()
         return jobs
 
-    def _join(
+    def _cache_policy(self, principal: Principal) -> CachePolicy:
+        return CachePolicy(
+            reuse=principal.reuse_policy or self._config.reuse_policy,
+            semantic=principal.semantic_cache and self._config.cache_semantic,
+        )
+
+    def _prompts(
         self,
         jobs: Sequence[Job],
+        found: Replay | None,
         model: ServedModel,
         options: Options,
-        call: Call,
         record: RequestRecord,
-        ticket: Ticket,
-    ) -> Reply:
-        """Each job's generation: one that runs already, or one that begins now."""
+        wake: asyncio.Event,
+    ) -> list[PromptReply]:
+        """What is read of each job: the answer that was found, a generation that runs already, or
+        one that begins now.
+        """
+        if found is not None:
+            return [PromptReply(found, model, options, 0)]
         deadline = self._clock() + self._config.request_timeout_s
-        wake = asyncio.Event()
         prompts: list[PromptReply] = []
         for job in jobs:
             if job.deadline is None and not may_share(job, self._config.reuse_policy):
@@ -153,6 +207,19 @@ class Pipeline:
             reader = self.flights.join(job, wake)
             record.shared |= reader.generation.job.request_id != job.request_id
             prompts.append(PromptReply(reader, model, options, len(prompts) * options.n))
+        return prompts
+
+    def _reply(
+        self,
+        prompts: Sequence[PromptReply],
+        model: ServedModel,
+        call: Call,
+        record: RequestRecord,
+        wake: asyncio.Event,
+        ticket: Ticket,
+        question: Question | None,
+    ) -> Reply:
+        deadline = self._clock() + self._config.request_timeout_s
         return Reply(
             model=model,
             prompts=prompts,
@@ -162,6 +229,7 @@ class Pipeline:
             clock=self._clock,
             ticket=ticket,
             on_close=self._leave,
+            question=question,
         )
 
     def abandon(self, error: MeshError) -> None:

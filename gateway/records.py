@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.cache.verdict import Verdict
 from gateway.request import RequestId
 from gateway.tokens import ChoiceTimings, Usage
 
@@ -17,8 +18,12 @@ from gateway.tokens import ChoiceTimings, Usage
 class RequestRecord:
     """One request; times are seconds on the monotonic clock.
 
-    Phases of the waterfall: auth, tokenize, submit (routing and the way to the scheduler), queue,
-    prefill, decode, and network, which is everything else.
+    Phases of the waterfall: auth, tokenize, cache (what asking it added), submit (routing and the
+    way to the scheduler), queue, prefill, decode, and network, which is everything else.
+
+    Attributes:
+        cache: what became of the question whether an answer is there; None without a cache.
+        held_s: how long a token waited for the cache's word.
     """
 
     request_id: RequestId
@@ -34,6 +39,10 @@ class RequestRecord:
     shared: bool = False
     authorised_at: float | None = None
     tokenized_at: float | None = None
+    cache: Verdict | None = None
+    asked_at: float | None = None
+    looked_up_at: float | None = None
+    held_s: float = 0.0
     admitted_at: float | None = None
     first_token_at: float | None = None
     ended_at: float | None = None
@@ -46,11 +55,15 @@ class RequestRecord:
         for name, at in (
             ("auth", self.authorised_at),
             ("tokenize", self.tokenized_at),
+            ("cache", self.looked_up_at),
             ("submit", self.admitted_at),
         ):
             if at is not None:
-                found[name] = at - last
+                began = self.asked_at if name == "cache" else None
+                found[name] = at - (last if began is None else began)
                 last = at
+        if self.held_s:
+            found["cache"] += self.held_s
         if self.timings is not None:
             found["queue"] = self.timings.queue_s
             found["prefill"] = self.timings.prefill_s
@@ -77,6 +90,7 @@ class RequestRecord:
             "usage": dataclasses.asdict(self.usage),
             "replicas": self.attempts,
             "single_flight": self.shared,
+            "cache": None if self.cache is None else self.cache.as_json(),
             "preemptions": self.timings.num_preemptions if self.timings else 0,
             "replays": self.timings.num_replays if self.timings else 0,
             "first_token_ms": _since(self.started_at, self.first_token_at),

@@ -5,16 +5,30 @@ Owns the request's readers and its text state. Edges turn its deltas into bytes.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from gateway import metrics
 from gateway.auth.gate import Ticket
-from gateway.generation import Reader
+from gateway.cache.translate import Question
+from gateway.generation import ChoiceNews, Generation
 from gateway.records import RequestRecord
 from gateway.request import Options
 from gateway.served_model import ServedModel
 from gateway.text.choice_text import ChoiceText
 from gateway.tokens import ChoiceDelta, ChoiceTimings, Usage
 from infermesh.errors import DeadlineExceeded, MeshError
+
+
+class Reader(Protocol):
+    """What a reply reads: a running generation, or a stored answer that is replayed."""
+
+    @property
+    def generation(self) -> Generation: ...
+    @property
+    def admitted(self) -> bool: ...
+    def take(self) -> list[ChoiceNews]: ...
+    def decline(self, choice: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class PromptReply:
@@ -87,6 +101,7 @@ class Reply:
         ticket: settled before the last of the answer is handed out: nobody has all of an answer
             that was not accounted for.
         on_close: gives the request's place back.
+        question: what the cache was, or would have been, asked.
     """
 
     def __init__(
@@ -99,11 +114,13 @@ class Reply:
         clock: Callable[[], float],
         ticket: Ticket,
         on_close: Callable[[], None],
+        question: Question | None = None,
     ) -> None:
         self.model = model
+        self.question = question
         self.record = record
         self.ticket = ticket
-        self._prompts = prompts
+        self.prompts = prompts
         self._wake = wake
         self._deadline = deadline
         self._clock = clock
@@ -116,9 +133,34 @@ class Reply:
         Raises:
             MeshError: one was refused.
         """
-        while [prompt for prompt in self._prompts if not prompt.reader.admitted]:
+        await self.until(lambda: all(prompt.reader.admitted for prompt in self.prompts))
+        self._note_admission()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns once the condition holds, which is looked at whenever anything has changed.
+
+        Raises:
+            DeadlineExceeded: it did not within the request's time.
+        """
+        while not condition():
             await self._woken(None)
-        self.record.admitted_at = self._clock()
+            self._note_admission()
+
+    @property
+    def ended(self) -> bool:
+        """No generation of it goes on."""
+        return all(prompt.reader.generation.ended for prompt in self.prompts)
+
+    def has_news(self, whole: bool) -> bool:
+        """There is something to show: any token, or where `whole`, the end."""
+        has_token = any(prompt.reader.generation.num_tokens for prompt in self.prompts)
+        return self.ended or (has_token and not whole)
+
+    def replace(self, prompts: Sequence[PromptReply]) -> None:
+        """Goes on with other readers, before anything was taken from the old ones."""
+        for prompt in self.prompts:
+            prompt.reader.close()
+        self.prompts = prompts
 
     async def batches(self, patience_s: float | None = None) -> AsyncIterator[list[ChoiceDelta]]:
         """New deltas as they come; an empty batch after each `patience_s` of silence.
@@ -141,7 +183,7 @@ class Reply:
     def _take(self) -> tuple[list[ChoiceDelta], MeshError | None]:
         """What is new, and why no more will come."""
         batch: list[ChoiceDelta] = []
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             try:
                 if not prompt.done:
                     batch.extend(prompt.take())
@@ -151,7 +193,7 @@ class Reply:
 
     def usage(self) -> Usage:
         """What the request cost so far."""
-        return sum((prompt.usage() for prompt in self._prompts), Usage())
+        return sum((prompt.usage() for prompt in self.prompts), Usage())
 
     @property
     def waterfall(self) -> str:
@@ -163,13 +205,13 @@ class Reply:
         if self._closed:
             return
         self._closed = True
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             prompt.reader.close()
         self._note_progress()
         self._on_close()
 
     def _done(self) -> bool:
-        return all(prompt.done for prompt in self._prompts)
+        return all(prompt.done for prompt in self.prompts)
 
     async def _woken(self, patience_s: float | None) -> bool:
         """False after `patience_s` without news."""
@@ -185,6 +227,11 @@ class Reply:
         self._wake.clear()
         return True
 
+    def _note_admission(self) -> None:
+        accepted = all(prompt.reader.generation.accepted for prompt in self.prompts)
+        if accepted and self.record.admitted_at is None:
+            self.record.admitted_at = self._clock()
+
     def _note_progress(self) -> None:
         record = self.record
         record.usage = self.usage()
@@ -193,9 +240,9 @@ class Reply:
             metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
                 record.first_token_at - record.started_at
             )
-        known = [t for p in self._prompts if (t := p.timings()) is not None]
+        known = [t for p in self.prompts if (t := p.timings()) is not None]
         if known:
             record.timings = known[-1]
         record.attempts = [
-            replica for p in self._prompts for replica in p.reader.generation.replica_ids
+            replica for p in self.prompts for replica in p.reader.generation.replica_ids
         ]

@@ -89,6 +89,8 @@ class Call:
 
     Attributes:
         deadline: on the monotonic clock, where the client itself set one.
+        cache_control: what the client asks of the cache, as it wrote it.
+        whole: the client sees nothing before the answer's end.
     """
 
     request_id: RequestId
@@ -96,6 +98,8 @@ class Call:
     credential: str | None = None
     deadline: float | None = None
     traceparent: str = ""
+    cache_control: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

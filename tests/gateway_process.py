@@ -13,6 +13,7 @@ import openai
 from gateway.server import GatewayService
 from infermesh.config import GatewayConfig
 from infermesh.lifecycle import Lifecycle
+from tests.fake_cache import FakeCache
 from tests.fake_scheduler import FakeScheduler
 
 
@@ -25,6 +26,7 @@ class Edge:
     replicas: list[FakeScheduler]
     http: httpx.AsyncClient
     openai: openai.AsyncOpenAI
+    cache: FakeCache | None = None
     closers: list[Any] = field(default_factory=list)
 
     @property
@@ -45,19 +47,35 @@ class Edge:
             while sum(c.routable for c in self.service.fleet.clients) != count:
                 await self.service.fleet.changed(1.0)
 
+    async def cache_usable(self, usable: bool) -> None:
+        """Until the gateway sees its cache, or sees it gone."""
+        client = self.service.cache
+        async with asyncio.timeout(10):
+            while client is not None and client.usable != usable:
+                await client.changed()
+
 
 @asynccontextmanager
 async def running_gateway(
-    tmp_path: Path, replicas: list[FakeScheduler], *, wait: bool = True, **settings: Any
+    tmp_path: Path,
+    replicas: list[FakeScheduler],
+    *,
+    wait: bool = True,
+    cache: FakeCache | None = None,
+    cache_starts: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Edge]:
-    """A gateway with free ports; its replicas are started and stopped with it."""
+    """A gateway with free ports; its replicas and its cache are started and stopped with it."""
     for replica in replicas:
         await replica.start()
+    if cache is not None and cache_starts:
+        await cache.start()
     config = GatewayConfig(
         http_address="127.0.0.1:0",
         admin_address="127.0.0.1:0",
         grpc_address=f"unix:{tmp_path}/gateway.sock",
         replicas=tuple(replica.address for replica in replicas),
+        cache=cache.address if cache is not None else "",
         **settings,
     )
     service = GatewayService(config)
@@ -72,10 +90,11 @@ async def running_gateway(
     url = f"http://{service.announce()['http_address']}"
     http = httpx.AsyncClient(base_url=url, timeout=20)
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20)
-    edge = Edge(service, lifecycle, replicas, http, client)
+    edge = Edge(service, lifecycle, replicas, http, client, cache)
     try:
         if wait:
             await edge.routable(len(replicas))
+            await edge.cache_usable(cache is not None)
         yield edge
     finally:
         await http.aclose()
@@ -85,6 +104,8 @@ async def running_gateway(
         await life
         for replica in replicas:
             await replica.kill()
+        if cache is not None:
+            await cache.kill()
 
 
 def make_replicas(tmp_path: Path, count: int = 1) -> list[FakeScheduler]:

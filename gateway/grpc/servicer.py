@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from gateway import metrics
+from gateway.embeddings import EmbeddingRequest, Embeddings
 from gateway.grpc import translate
 from gateway.http.call import bearer, draw_request_id
 from gateway.identity import INFERENCE, MODELS, Principal
@@ -26,8 +27,14 @@ Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 class InferenceServicer(InferenceServiceServicer):
     """Serves internal backends."""
 
-    def __init__(self, pipeline: Pipeline, fallback_max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        embeddings: Embeddings,
+        fallback_max_tokens: int | None = None,
+    ) -> None:
         self._pipeline = pipeline
+        self._embeddings = embeddings
         self._fallback_max_tokens = fallback_max_tokens
 
     async def Generate(  # gRPC's name
@@ -47,6 +54,25 @@ class InferenceServicer(InferenceServiceServicer):
         async with aclosing(answer) as responses:
             async for response in responses:
                 yield response
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = draw_request_id(metadata.get("x-request-id"))
+        parent = str(metadata.get("traceparent", "")) or None
+        facts = {"infermesh.request_id": request_id}
+        status = grpc.StatusCode.CANCELLED.name
+        try:
+            with tracing.span("gateway.grpc_embed", traceparent=parent, attributes=facts):
+                call = _call("grpc_embed", request_id, metadata, context)
+                wanted = EmbeddingRequest(request.model, tuple(request.texts))
+                found = await self._embeddings.embed(wanted, call)
+            status = grpc.StatusCode.OK.name
+        except MeshError as error:
+            status = error.grpc_code.name
+            raise
+        finally:
+            metrics.REQUESTS.labels("grpc_embed", status).inc()
+        return translate.embedded_to_pb(found, request_id)
 
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: Any
@@ -68,18 +94,21 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         principal = await self._identify(context, MODELS)
-        model = self._pipeline.fleet.resolve(request.model)
-        principal.require_model(request.model, model.model_id)
-        models = self._models(principal)
-        return pb.GetModelResponse(model=next(m for m in models if m.id == request.model))
+        found = {model.id: model for model in self._models(principal)}
+        if request.model not in found:
+            model = self._pipeline.fleet.resolve(request.model)  # says why not
+            principal.require_model(request.model, model.model_id)
+        return pb.GetModelResponse(model=found[request.model])
 
     def _models(self, principal: Principal) -> list[pb.Model]:
         fleet = self._pipeline.fleet
-        return translate.models_to_pb(
+        generating = translate.models_to_pb(
             (name, model, fleet.num_ready(model.model_id))
             for name, model in fleet.names().items()
             if principal.sees(name, model.model_id)
         )
+        embedders = [one for one in self._embeddings.models() if principal.sees(one.model_id)]
+        return generating + translate.embedders_to_pb(embedders)
 
     async def _identify(self, context: Any, scope: str) -> Principal:
         metadata = dict(context.invocation_metadata() or ())
@@ -122,7 +151,9 @@ class InferenceServicer(InferenceServiceServicer):
             async for batch in reply.batches():
                 choices = [translate.delta_to_pb(delta, with_ids) for delta in batch]
                 yield {"model": model, "choices": choices}
-            context.set_trailing_metadata((("infermesh-waterfall", reply.waterfall),))
+            cache = reply.record.cache.headers() if reply.record.cache else {}
+            facts = {"infermesh-waterfall": reply.waterfall, **cache}
+            context.set_trailing_metadata(tuple(facts.items()))
             yield {"model": model, "usage": translate.usage_to_pb(reply.usage())}
         except BaseException as exc:
             failure = exc
@@ -139,4 +170,5 @@ def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any
         credential=bearer(str(metadata.get("authorization", ""))),
         deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
+        cache_control=str(metadata.get("cache-control", "")),
     )

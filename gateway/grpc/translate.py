@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gateway.cache.client import Embedder
+from gateway.embeddings import Embedded
 from gateway.request import (
     Conversation,
     GenerationRequest,
@@ -125,9 +127,37 @@ def models_to_pb(models: Iterable[tuple[str, ServedModel, int]]) -> list[pb.Mode
             max_model_len=model.max_model_len,
             num_ready_replicas=num_ready,
             created_unix_s=model.created_unix_s,
+            kind=pb.MODEL_KIND_GENERATE,
         )
         for name, model, num_ready in models
     ]
+
+
+def embedders_to_pb(embedders: Iterable[Embedder]) -> list[pb.Model]:
+    """Embedding models that can answer now."""
+    return [
+        pb.Model(
+            id=embedder.model_id,
+            max_model_len=embedder.max_tokens,
+            num_ready_replicas=1,
+            kind=pb.MODEL_KIND_EMBED,
+            dimensions=embedder.dimensions,
+        )
+        for embedder in embedders
+    ]
+
+
+def embedded_to_pb(found: Embedded, request_id: str) -> pb.EmbedResponse:
+    """Vectors and what they cost."""
+    return pb.EmbedResponse(
+        request_id=request_id,
+        model=found.model_id,
+        embeddings=[
+            pb.TextEmbedding(values=vector.values, num_tokens=vector.num_tokens)
+            for vector in found.vectors
+        ],
+        usage=usage_to_pb(found.usage),
+    )
 
 
 def _given(message: Any, field: str) -> Any:

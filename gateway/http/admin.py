@@ -9,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from gateway.cache.client import CacheClient
 from gateway.fleet import Fleet
+from gateway.http.cache_admin import cache_routes
 from gateway.http.errors import on_defect, on_http_exception, on_mesh_error
 from gateway.pipeline import Pipeline
 from gateway.replica.client import ReplicaClient
@@ -17,7 +19,7 @@ from infermesh.errors import MeshError, NotFound
 from infermesh.telemetry import metrics
 
 
-def admin_app(pipeline: Pipeline) -> Starlette:
+def admin_app(pipeline: Pipeline, cache: CacheClient | None) -> Starlette:
     """The admin port's application."""
 
     async def request_by_id(request: Request) -> Response:
@@ -37,6 +39,7 @@ def admin_app(pipeline: Pipeline) -> Starlette:
             Route("/debug/requests/{request_id}", request_by_id),
             Route("/debug/replicas", replicas),
             Route("/healthz", _alive),
+            *cache_routes(cache),
         ],
         exception_handlers={
             MeshError: on_mesh_error,

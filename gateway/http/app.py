@@ -15,10 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import infermesh
 from gateway.auth.headers import LIMIT_HEADERS
+from gateway.cache.verdict import HEADERS as CACHE_HEADERS
+from gateway.embeddings import Embeddings
+from gateway.http.answer import IGNORED_FIELDS
 from gateway.http.call import draw_request_id
 from gateway.http.dialects import ChatCall, parse_chat, parse_completion
+from gateway.http.embeddings import EmbeddingsEndpoint
 from gateway.http.errors import error_response, on_defect, on_http_exception, on_mesh_error
-from gateway.http.generate import IGNORED_FIELDS, WATERFALL, GenerateEndpoint
+from gateway.http.generate import WATERFALL, GenerateEndpoint
 from gateway.http.models import ModelEndpoints
 from gateway.http.openapi import openapi
 from gateway.pipeline import Pipeline
@@ -28,14 +32,14 @@ from infermesh.errors import Draining, MeshError
 _REQUEST_ID = "x-request-id"
 
 
-def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
+def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig) -> Starlette:
     """OpenAI's API over one pipeline."""
     fallback = config.default_max_tokens or None
 
     def chat(raw: bytes) -> ChatCall:
         return parse_chat(raw, fallback)
 
-    models = ModelEndpoints(pipeline.fleet, pipeline.gate, config.max_request_bytes)
+    models = ModelEndpoints(pipeline.fleet, embeddings, pipeline.gate, config.max_request_bytes)
     post, get = ["POST"], ["GET"]
     routes = [
         Route(
@@ -44,6 +48,11 @@ def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
         Route(
             "/v1/completions",
             GenerateEndpoint("completions", pipeline, config, parse_completion),
+            methods=post,
+        ),
+        Route(
+            "/v1/embeddings",
+            EmbeddingsEndpoint(embeddings, config),
             methods=post,
         ),
         Route("/v1/models", models.list, methods=get),
@@ -62,7 +71,10 @@ def public_app(pipeline: Pipeline, config: GatewayConfig) -> Starlette:
             allow_origins=list(config.cors_allow_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after", *LIMIT_HEADERS],
+            expose_headers=[
+                *(_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after"),
+                *(*LIMIT_HEADERS, *CACHE_HEADERS),
+            ],
         )
         middleware.insert(0, cors)
     return Starlette(

@@ -21,8 +21,8 @@ def draw_request_id(given: str | None) -> RequestId:
     return RequestId(uuid.uuid4().hex)
 
 
-def call_of(request: Request, endpoint: str) -> Call:
-    """The circumstances of a request, inside its server span.
+def call_of(request: Request, endpoint: str, *, whole: bool = False) -> Call:
+    """The circumstances of a request, inside its server span; `whole` as Call has it.
 
     Raises:
         InvalidRequest: the timeout header is no positive number.
@@ -33,6 +33,8 @@ def call_of(request: Request, endpoint: str) -> Call:
         credential=bearer(request.headers.get("authorization", "")),
         deadline=_deadline(request),
         traceparent=tracing.current_traceparent() or request.headers.get("traceparent", ""),
+        cache_control=request.headers.get("cache-control", ""),
+        whole=whole,
     )
 
 

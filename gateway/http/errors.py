@@ -33,7 +33,8 @@ def error_event(error: MeshError) -> bytes:
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
-    """The rate limits; whether and when to come back, in whole seconds and in milliseconds.
+    """The rate limits; whether and when to come back, in whole seconds and, for who knows it, in
+    milliseconds.
 
     Official SDKs repeat every 5xx unless `x-should-retry` says that it is pointless.
     """

@@ -4,35 +4,32 @@ A refusal keeps its HTTP status, because headers go out at admission only; an er
 the stream's last event. A client that goes away cancels its request, queued or running.
 """
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway import metrics
+from gateway.http.answer import IGNORED_FIELDS, Answer, as_error, unless_gone
 from gateway.http.call import call_of, read_body
-from gateway.http.errors import error_event, error_response
+from gateway.http.errors import error_event
 from gateway.http.shape import DONE, KEEP_ALIVE, Head, Shape, WholeChoice
 from gateway.pipeline import Pipeline
 from gateway.reply import Reply
 from gateway.request import Call, GenerationRequest
 from infermesh.config import GatewayConfig
-from infermesh.errors import Cancelled, Internal, MeshError, SlowConsumer, as_mesh_error
-from infermesh.telemetry import logs, tracing
+from infermesh.errors import Cancelled, Internal, MeshError, SlowConsumer
+from infermesh.telemetry import tracing
 
-_log = logs.get(__name__)
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
 WATERFALL = "infermesh-waterfall"
-IGNORED_FIELDS = "infermesh-ignored-fields"
 
 
 class Parsed(Protocol):
@@ -72,7 +69,7 @@ class GenerateEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        answer = _Answer(send, self._config.write_timeout_s)
+        answer = Answer(send, self._config.write_timeout_s)
         try:
             traceparent = request.headers.get("traceparent")
             facts = {"infermesh.request_id": request.state.request_id}
@@ -84,26 +81,22 @@ class GenerateEndpoint:
         finally:
             metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
 
-    async def _answer(self, request: Request, answer: "_Answer") -> None:
+    async def _answer(self, request: Request, answer: Answer) -> None:
         try:
             parsed = self._parse(await read_body(request, self._config.max_request_bytes))
-            call = call_of(request, self._name)
+            call = call_of(request, self._name, whole=not parsed.stream)
         except MeshError as error:
             await answer.refuse(error)
             return
-        async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(self._serve(parsed, call, answer))
-            watch = tasks.create_task(_cancel_when_gone(request, work))
-            work.add_done_callback(lambda _: watch.cancel())
-        if work.cancelled():
+        if not await unless_gone(request, self._serve(parsed, call, answer)):
             answer.status = Cancelled.http_status
 
-    async def _serve(self, parsed: Parsed, call: Call, answer: "_Answer") -> None:
+    async def _serve(self, parsed: Parsed, call: Call, answer: Answer) -> None:
         """Never raises but when cancelled."""
         try:
             reply = await self._pipeline.open(parsed.request, call)
         except Exception as exc:
-            await answer.refuse(_as_error(exc))
+            await answer.refuse(as_error(exc))
             return
         reply.record.stream = parsed.stream
         failure: BaseException | None = None
@@ -126,10 +119,9 @@ class GenerateEndpoint:
             self._pipeline.finish(reply, failure)
 
     async def _stream(
-        self, reply: Reply, shape: Shape, ignored: str, answer: "_Answer"
+        self, reply: Reply, shape: Shape, ignored: str, answer: Answer
     ) -> MeshError | None:
-        headers = {**_STREAM_HEADERS, **reply.ticket.headers}
-        headers |= {IGNORED_FIELDS: ignored} if ignored else {}
+        headers = {**_STREAM_HEADERS, **_facts(reply, ignored)}
         try:
             await answer.begin(200, headers)
             await answer.write(shape.opening(reply.record.num_choices))
@@ -144,7 +136,7 @@ class GenerateEndpoint:
         return None
 
 
-async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") -> MeshError | None:
+async def _whole(reply: Reply, shape: Shape, ignored: str, answer: Answer) -> MeshError | None:
     choices = [WholeChoice(index) for index in range(reply.record.num_choices)]
     try:
         async for batch in reply.batches():
@@ -154,64 +146,19 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: "_Answer") ->
         await answer.refuse(error)
         return error
     headers = {"content-type": "application/json", WATERFALL: reply.waterfall}
-    headers |= reply.ticket.headers
     try:
-        await answer.begin(200, {**headers, **({IGNORED_FIELDS: ignored} if ignored else {})})
+        await answer.begin(200, {**headers, **_facts(reply, ignored)})
         await answer.write(shape.whole(choices, reply.usage()), more=False)
     except SlowConsumer as error:
         return error
     return None
 
 
-class _Answer:
-    """One HTTP response on its way out; it never waits longer than `patience_s` for its client."""
-
-    def __init__(self, send: Send, patience_s: float) -> None:
-        self._send = send
-        self._patience_s = patience_s
-        self._stalled = False
-        # what a client that never got an answer is counted as
-        self.status = Cancelled.http_status
-
-    async def begin(self, status: int, headers: dict[str, str]) -> None:
-        self.status = status
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._put({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def write(self, body: bytes, more: bool = True) -> None:
-        """Waits while the client does not read; what is generated meanwhile coalesces.
-
-        Raises:
-            SlowConsumer: it reads nothing; the connection is closed when the request returns.
-        """
-        if body or not more:
-            await self._put({"type": "http.response.body", "body": body, "more_body": more})
-
-    async def refuse(self, error: MeshError) -> None:
-        response: Response = error_response(error)
-        self.status = response.status_code
-        start = {"type": "http.response.start", "status": self.status}
-        await self._put({**start, "headers": response.raw_headers})
-        await self.write(bytes(response.body), more=False)
-
-    async def _put(self, message: Message) -> None:
-        if self._stalled:  # an error event would wait in vain, too
-            return
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await self._send(message)
-        except TimeoutError:
-            self._stalled = True
-            raise SlowConsumer(f"the client took nothing for {self._patience_s} s") from None
-
-
-async def _cancel_when_gone(request: Request, work: "asyncio.Task[None]") -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    work.cancel()
-
-
-def _as_error(exc: Exception) -> MeshError:
-    if not isinstance(exc, MeshError):
-        _log.error("a request failed", exc_info=exc)
-    return as_mesh_error(exc)
+def _facts(reply: Reply, ignored: str) -> dict[str, str]:
+    """Headers about the answer, where there is something to say."""
+    cache = reply.record.cache
+    return {
+        **reply.ticket.headers,
+        **(cache.headers() if cache is not None else {}),
+        **({IGNORED_FIELDS: ignored} if ignored else {}),
+    }

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.auth.gate import Gate
+from gateway.cache.client import Embedder
+from gateway.embeddings import Embeddings
 from gateway.fleet import Fleet
 from gateway.http.call import bearer, read_body
 from gateway.http.chat_body import ChatMessage, conversation
@@ -42,18 +44,25 @@ class DetokenizeBody(BaseModel):
 class ModelEndpoints:
     """What can be asked of models without generating."""
 
-    def __init__(self, fleet: Fleet, gate: Gate, max_request_bytes: int) -> None:
+    def __init__(
+        self, fleet: Fleet, embeddings: Embeddings, gate: Gate, max_request_bytes: int
+    ) -> None:
         self._fleet = fleet
+        self._embeddings = embeddings
         self._gate = gate
         self._max_request_bytes = max_request_bytes
 
     async def list(self, request: Request) -> Response:
         """Every name that is served now."""
         principal = await self._identify(request, MODELS)
+        # models that generate come first: clients take the first where none is named
         data = [
             _model_json(name, model)
             for name, model in self._fleet.names().items()
             if principal.sees(name, model.model_id)
+        ]
+        data += [
+            _embedder_json(one) for one in self._embeddings.models() if principal.sees(one.model_id)
         ]
         return _json({"object": "list", "data": data})
 
@@ -61,6 +70,10 @@ class ModelEndpoints:
         """One model."""
         principal = await self._identify(request, MODELS)
         name = request.path_params["model"]
+        for embedder in self._embeddings.models():
+            if embedder.model_id == name:
+                principal.require_model(name)
+                return _json(_embedder_json(embedder))
         return _json(_model_json(name, self._model(name, principal)))
 
     async def tokenize(self, request: Request) -> Response:
@@ -107,6 +120,20 @@ def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
         "owned_by": "infermesh",
         "root": model.model_id,
         "max_model_len": model.max_model_len,
+        "kind": "generate",
+    }
+
+
+def _embedder_json(embedder: Embedder) -> dict[str, Any]:
+    return {
+        "id": embedder.model_id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "infermesh",
+        "root": embedder.model_id,
+        "max_model_len": embedder.max_tokens,
+        "kind": "embed",
+        "dimensions": embedder.dimensions,
     }
 
 

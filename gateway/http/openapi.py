@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.http.chat_body import ChatBody
 from gateway.http.completion_body import CompletionBody
+from gateway.http.embeddings import EmbeddingsBody
 from gateway.http.models import DetokenizeBody, TokenizeBody
 
 _ERROR: dict[str, Any] = {
@@ -28,6 +29,7 @@ _ERROR: dict[str, Any] = {
 _POSTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("/v1/chat/completions", "Answer a conversation", ChatBody),
     ("/v1/completions", "Continue a prompt", CompletionBody),
+    ("/v1/embeddings", "Embed texts", EmbeddingsBody),
     ("/tokenize", "Text or messages to token ids", TokenizeBody),
     ("/detokenize", "Token ids to text", DetokenizeBody),
 )

@@ -125,7 +125,7 @@ class ReplicaClient:
                 tasks.create_task(self._keep_session(stub))
 
     async def _keep_watching(self, stub: "SchedulerServiceAsyncStub") -> None:
-        backoff = _Backoff()
+        backoff = Backoff()
         while True:
             try:
                 async for message in _reports(stub):
@@ -138,7 +138,7 @@ class ReplicaClient:
             await backoff.wait()
 
     async def _keep_session(self, stub: "SchedulerServiceAsyncStub") -> None:
-        backoff = _Backoff()
+        backoff = Backoff()
         while True:
             await self._serving.wait()
             try:
@@ -154,7 +154,7 @@ class ReplicaClient:
                 self._changed()
             await backoff.wait()
 
-    def _on_ready(self, backoff: "_Backoff") -> None:
+    def _on_ready(self, backoff: "Backoff") -> None:
         backoff.reset()
         assert self._session is not None
         if self.model is not None and self._session.fingerprint != self.model.fingerprint:
@@ -180,7 +180,7 @@ class ReplicaClient:
         return {"replica": self.address, "error": as_mesh_error(exc).message}
 
 
-class _Backoff:
+class Backoff:
     """Waits longer after each failure in a row."""
 
     def __init__(self) -> None:

@@ -39,6 +39,11 @@ class ChoiceText:
         """The choice has ended, by a stop string or by the scheduler."""
         return self._finish_reason is not None
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has ended."""
+        return self._finish_reason
+
     def push(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> None:
         """Takes new tokens; those after a stop string are ignored and not counted."""
         for position, token_id in enumerate(token_ids):

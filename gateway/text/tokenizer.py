@@ -79,6 +79,12 @@ class ModelText:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._encode_chat, messages, extra)
 
+    def render(self, messages: Sequence[Message], extra: Mapping[str, Any] | None = None) -> str:
+        """The prompt text of a conversation; raises as `encode_chat` does."""
+        if self._template is None:
+            raise no_template(self._model_id)
+        return self._template.render(messages, extra)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of whole sequences of ids."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)

@@ -45,7 +45,7 @@ def _pieces(response: httpx.Response) -> Iterator[str]:
 
 
 def list_models(url: str, api_key: str) -> list[str]:
-    """Ids of the models that the gateway serves now."""
+    """Ids of the models that the gateway serves now, and that generate."""
     try:
         response = httpx.get(
             f"{url}/v1/models", headers={"Authorization": f"Bearer {api_key}"}, timeout=_TIMEOUT
@@ -54,7 +54,8 @@ def list_models(url: str, api_key: str) -> list[str]:
         raise _unreachable(url, error) from None
     if response.status_code != 200:
         raise _refusal(response)
-    return [model["id"] for model in response.json()["data"]]
+    listed = response.json()["data"]
+    return [model["id"] for model in listed if model.get("kind") != "embed"]
 
 
 def _refusal(response: httpx.Response) -> MeshError:

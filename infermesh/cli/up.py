@@ -53,6 +53,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
+    cache: Annotated[bool, typer.Option(help="Run the semantic cache.")] = True,
     config: Annotated[str | None, typer.Option(help="Instead of ./infermesh.toml.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -64,7 +65,7 @@ def up(
     ask: Annotated[str | None, typer.Option(help="Ask this once it serves.")] = None,
     auth: Annotated[bool, typer.Option(help="Ask for API keys; without, any is accepted.")] = True,
 ) -> None:
-    """Run gateway, auth, scheduler and shard as supervised processes, and serve until Ctrl-C."""
+    """Run the services of a mesh as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
         raise ConfigError("infermesh up needs a checkout: the wheel has the client only")
     flags: dict[str, object] = {
@@ -83,7 +84,8 @@ def up(
     models = _models(effective, model or [], served_name or [])
     state = StateFolder.of_user()
     with _folders(state) as (run_dir, log_dir):
-        plan = plan_mesh(effective, models, replicas, run_dir, log_dir, state if auth else None)
+        kept = (state if auth else None, state.cache_dir if cache else None)
+        plan = plan_mesh(effective, models, replicas, run_dir, log_dir, *kept)
         _refuse_busy_ports(effective)
         supervisor = Supervisor(plan, state, ready_file, effective.gateway.drain_grace_s)
         raise typer.Exit(asyncio.run(_serve(supervisor, ask, log_dir)))

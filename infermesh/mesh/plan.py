@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infermesh.config import AuthConfig, GatewayConfig, SchedulerConfig, Settings, ShardConfig
+from infermesh.config import (
+    AuthConfig,
+    CacheConfig,
+    GatewayConfig,
+    SchedulerConfig,
+    Settings,
+    ShardConfig,
+)
 from infermesh.config_fields import sections
 from infermesh.mesh.models import ModelChoice
 from infermesh.mesh.state import StateFolder
@@ -35,10 +42,15 @@ class AuthPlan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Processes of one kind, which stop together."""
+    """Processes of one kind, which stop together.
+
+    Attributes:
+        late: the mesh can answer without them: they start once it does, and nobody waits for them.
+    """
 
     name: str
     processes: tuple[ProcessSpec, ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,48 +71,65 @@ def plan_mesh(
     run_dir: Path,
     log_dir: Path,
     state: StateFolder | None = None,
+    cache_dir: Path | None = None,
 ) -> MeshPlan:
     """The processes of one gateway over `replicas` schedulers of each model, one shard each.
 
     Args:
         state: where the auth service keeps its data; None: no auth service, any key is accepted.
+        cache_dir: where the semantic cache keeps its answers; None: no cache.
     """
-    shards, schedulers, addresses = [], [], []
+
+    def spec(name: str, module: str, own: Settings) -> ProcessSpec:
+        return _spec(name, module, own, run_dir, log_dir)
+
+    copies = list(enumerate(_replicas(settings, models, replicas, run_dir)))
+    addresses = tuple(one.scheduler.address for _, one in copies)
+    gateway = dataclasses.replace(settings.gateway, replicas=addresses)
+    groups, auth = [], None
+    if state is not None:
+        auth = AuthPlan(f"unix:{run_dir}/auth.sock", f"unix:{run_dir}/auth-admin.sock")
+        groups.append(Group("auth", (_auth_spec(settings, auth, run_dir, log_dir, state),)))
+        gateway = _with_auth(gateway, auth, state)
+    shards = tuple(spec(f"shard-{i}", "services.shard", one) for i, one in copies)
+    schedulers = tuple(spec(f"scheduler-{i}", "services.scheduler", one) for i, one in copies)
+    groups += [Group("shards", shards), Group("schedulers", schedulers)]
+    if cache_dir is not None:
+        folder = settings.cache.data_dir or str(cache_dir)
+        address = f"unix:{run_dir}/cache.sock"
+        cache = dataclasses.replace(settings.cache, address=address, data_dir=folder)
+        own = dataclasses.replace(settings, cache=cache)
+        groups.append(Group("cache", (spec("cache", "services.cache", own),), late=True))
+        gateway = dataclasses.replace(gateway, cache=address)
+    # the gateway's admin port serves its metrics
+    telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
+    edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
+    edge_process = spec("gateway", "gateway", edge)
+    groups.append(Group("gateway", (edge_process,)))
+    names = tuple(model.name for model in models)
+    return MeshPlan(tuple(groups), edge_process, addresses, names, auth)
+
+
+def _replicas(
+    settings: Settings, models: Sequence[ModelChoice], replicas: int, run_dir: Path
+) -> list[Settings]:
+    """The settings of each scheduler and its shard, model by model."""
     copies = [(model, copy) for model in models for copy in range(replicas)]
+    found = []
     for index, (model, copy) in enumerate(copies):
-        shard_address = f"unix:{run_dir}/shard-{index}.sock"
-        scheduler_address = f"unix:{run_dir}/scheduler-{index}.sock"
-        shard = dataclasses.replace(settings.shard, address=shard_address, local_shards=len(copies))
+        shard = dataclasses.replace(
+            settings.shard, address=f"unix:{run_dir}/shard-{index}.sock", local_shards=len(copies)
+        )
         scheduler = dataclasses.replace(
             settings.scheduler,
-            address=scheduler_address,
-            shard=shard_address,
+            address=f"unix:{run_dir}/scheduler-{index}.sock",
+            shard=shard.address,
             model=model.source,
             model_id=model.name,
             replica_id=f"{'replica' if len(models) == 1 else model.name}-{copy}",
         )
-        one = dataclasses.replace(settings, shard=shard, scheduler=scheduler)
-        shards.append(_spec(f"shard-{index}", "services.shard", one, run_dir, log_dir))
-        schedulers.append(_spec(f"scheduler-{index}", "services.scheduler", one, run_dir, log_dir))
-        addresses.append(scheduler_address)
-    gateway = dataclasses.replace(settings.gateway, replicas=tuple(addresses))
-    auth_groups, auth = [], None
-    if state is not None:
-        auth = AuthPlan(f"unix:{run_dir}/auth.sock", f"unix:{run_dir}/auth-admin.sock")
-        auth_groups = [Group("auth", (_auth_spec(settings, auth, run_dir, log_dir, state),))]
-        gateway = _with_auth(gateway, auth, state)
-    # the gateway's admin port serves its metrics
-    telemetry = dataclasses.replace(settings.telemetry, metrics_address="")
-    edge = dataclasses.replace(settings, gateway=gateway, telemetry=telemetry)
-    edge_process = _spec("gateway", "gateway", edge, run_dir, log_dir)
-    groups = (
-        *auth_groups,
-        Group("shards", tuple(shards)),
-        Group("schedulers", tuple(schedulers)),
-        Group("gateway", (edge_process,)),
-    )
-    names = tuple(model.name for model in models)
-    return MeshPlan(groups, edge_process, tuple(addresses), names, auth)
+        found.append(dataclasses.replace(settings, shard=shard, scheduler=scheduler))
+    return found
 
 
 def _auth_spec(
@@ -133,6 +162,7 @@ def _with_auth(gateway: GatewayConfig, plan: AuthPlan, state: StateFolder) -> Ga
 
 _SECTION_OF: dict[str, type] = {
     "gateway": GatewayConfig,
+    "services.cache": CacheConfig,
     "services.auth": AuthConfig,
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,

@@ -46,12 +46,13 @@ async def _watch(stub: pb_grpc.SchedulerServiceStub, on_progress: Progress) -> b
 
 
 async def wait_gateway(url: str, api_key: str, wanted: Collection[str]) -> list[str]:
-    """The names that the gateway lists, once those wanted are among them."""
+    """The names that generate, once those wanted are among them."""
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {api_key}"}) as client:
         while True:
             try:
                 response = await client.get(f"{url}/v1/models", timeout=5.0)
-                models = [model["id"] for model in response.json()["data"]]
+                listed = response.json()["data"]
+                models = [model["id"] for model in listed if model.get("kind") != "embed"]
             except (httpx.TransportError, ValueError, KeyError):
                 models = []
             if models and set(wanted) <= set(models):

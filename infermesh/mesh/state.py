@@ -1,5 +1,5 @@
-"""What meshes keep in the user's state folder: the auth database, unsent usage, the key of this
-machine, and which of them run now.
+"""What meshes keep in the user's state folder: the auth database, unsent usage, answers given
+before, the key of this machine, and which of them run now.
 """
 
 import json
@@ -34,6 +34,11 @@ class StateFolder:
     def usage_dir(self) -> Path:
         """Usage that the ledger does not have yet."""
         return self.root / "usage"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Answers given before."""
+        return self.root / "cache"
 
     @property
     def key_file(self) -> Path:

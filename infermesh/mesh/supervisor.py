@@ -1,8 +1,9 @@
 """Starts, watches and stops the processes of a mesh.
 
-Start: in the plan's order but without waiting, because each process waits for its peers. Stop:
-group by group in reverse, the gateway first, so that streams in flight finish. Before the mesh
-first answered, a process that ends is fatal; after, it is restarted.
+Start: in the plan's order but without waiting, because each process waits for its peers; late
+groups once the mesh can answer. Stop: group by group in reverse, the gateway first, so that streams
+in flight finish. Before the mesh first answered, a process that ends is fatal; after, it is
+restarted.
 """
 
 import asyncio
@@ -60,6 +61,13 @@ class Supervisor:
             for group in plan.groups
         ]
         self._all = [process for group in self._groups for process in group]
+        self._late = [
+            process
+            for group, processes in zip(plan.groups, self._groups, strict=True)
+            if group.late
+            for process in processes
+        ]
+        self._early = [process for process in self._all if process not in self._late]
         self._gateway = next(p for p in self._all if p.spec == plan.gateway)
 
     @asynccontextmanager
@@ -70,12 +78,15 @@ class Supervisor:
             MeshError: a process or its model could not start; nothing is left running.
         """
         try:
-            for process in self._all:
+            for process in self._early:
                 await process.start()
             self._endpoints = await self._wait_ready(on_progress)
             self._write_ready_file()
             async with asyncio.TaskGroup() as tasks:
+                for process in self._late:
+                    await process.start()
                 keepers = [tasks.create_task(p.keep_running()) for p in self._all]
+                keepers += [tasks.create_task(self._list_once_announced(p)) for p in self._late]
                 try:
                     yield self._endpoints
                 finally:
@@ -95,7 +106,7 @@ class Supervisor:
     async def _wait_ready(self, on_progress: Progress) -> Endpoints:
         """Raises the first failure of any process, before its peers' complaints about it."""
         async with asyncio.TaskGroup() as tasks:
-            deaths = [tasks.create_task(self._raise_on_exit(p)) for p in self._all]
+            deaths = [tasks.create_task(self._raise_on_exit(p)) for p in self._early]
             ready = tasks.create_task(self._ready(on_progress))
             await ready
             for death in deaths:
@@ -111,7 +122,7 @@ class Supervisor:
         for flag in ("http_address", "admin_address", "grpc_address"):
             self._gateway.pin(f"gateway.{flag}", facts[flag])
         async with asyncio.TaskGroup() as tasks:
-            for process in self._all:
+            for process in self._early:
                 tasks.create_task(process.wait_announced())
             for address in self._plan.scheduler_addresses:
                 tasks.create_task(wait_replica(address, on_progress))
@@ -126,6 +137,11 @@ class Supervisor:
             models=tuple(models),
             api_key=api_key,
         )
+
+    async def _list_once_announced(self, process: ManagedProcess) -> None:
+        with contextlib.suppress(Internal):  # it ended: it is listed after its restart
+            await process.wait_announced()
+            self._write_ready_file()
 
     async def _stop(self) -> None:
         for group in reversed(self._groups):
@@ -143,7 +159,7 @@ class Supervisor:
             "api_key": self._endpoints.api_key,
             "auth_admin": self._plan.auth.admin_address if self._plan.auth else None,
             "models": list(self._endpoints.models),
-            "services": [process.facts for process in self._all],
+            "services": [process.facts for process in self._all if process.facts],
         }
         with contextlib.suppress(OSError):  # a full disk must not end a mesh that serves
             self._state.run_file.parent.mkdir(parents=True, exist_ok=True)

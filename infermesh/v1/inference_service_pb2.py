@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from infermesh.v1 import sampling_pb2 as infermesh_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$infermesh/v1/inference_service.proto\x12\x0cinfermesh.v1\x1a\x1binfermesh/v1/sampling.proto\"\xed\x01\n\x11GenerationOptions\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x02 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x0e\n\x01n\x18\x04 \x01(\rH\x00\x88\x01\x01\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.infermesh.v1.Priority\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x18\n\x10return_token_ids\x18\x07 \x01(\x08\x42\x04\n\x02_n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x99\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.infermesh.v1.TokenIdsH\x00\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.infermesh.v1.GenerationOptionsB\x08\n\x06prompt\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"{\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08messages\x18\x02 \x03(\x0b\x32\x19.infermesh.v1.ChatMessage\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x1f.infermesh.v1.GenerationOptions\"l\n\x11TokenLogprobEntry\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12%\n\x03top\x18\x04 \x03(\x0b\x32\x18.infermesh.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xa3\x01\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.infermesh.v1.TokenLogprobEntry\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.infermesh.v1.FinishReason\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\x85\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChoiceDelta\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.infermesh.v1.Usage\"\x81\x01\n\x0c\x43hatResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChoiceDelta\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.infermesh.v1.Usage\"^\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x08messages\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChatMessage\"<\n\x13\x43ountTokensResponse\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.infermesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.infermesh.v1.Model\"\x83\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x1a\n\x12num_ready_replicas\x18\x05 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x06 \x01(\x03\x32\x90\x03\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.infermesh.v1.GenerateRequest\x1a\x1e.infermesh.v1.GenerateResponse0\x01\x12?\n\x04\x43hat\x12\x19.infermesh.v1.ChatRequest\x1a\x1a.infermesh.v1.ChatResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .infermesh.v1.CountTokensRequest\x1a!.infermesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.infermesh.v1.ListModelsRequest\x1a .infermesh.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.infermesh.v1.GetModelRequest\x1a\x1e.infermesh.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$infermesh/v1/inference_service.proto\x12\x0cinfermesh.v1\x1a\x1binfermesh/v1/sampling.proto\"\xed\x01\n\x11GenerationOptions\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x02 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x0e\n\x01n\x18\x04 \x01(\rH\x00\x88\x01\x01\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.infermesh.v1.Priority\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x18\n\x10return_token_ids\x18\x07 \x01(\x08\x42\x04\n\x02_n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x99\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.infermesh.v1.TokenIdsH\x00\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.infermesh.v1.GenerationOptionsB\x08\n\x06prompt\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"{\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08messages\x18\x02 \x03(\x0b\x32\x19.infermesh.v1.ChatMessage\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x1f.infermesh.v1.GenerationOptions\"l\n\x11TokenLogprobEntry\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12%\n\x03top\x18\x04 \x03(\x0b\x32\x18.infermesh.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xa3\x01\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.infermesh.v1.TokenLogprobEntry\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.infermesh.v1.FinishReason\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\x85\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChoiceDelta\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.infermesh.v1.Usage\"\x81\x01\n\x0c\x43hatResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChoiceDelta\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.infermesh.v1.Usage\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x87\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\nembeddings\x18\x03 \x03(\x0b\x32\x1b.infermesh.v1.TextEmbedding\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.infermesh.v1.Usage\"3\n\rTextEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"^\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x08messages\x18\x03 \x03(\x0b\x32\x19.infermesh.v1.ChatMessage\"<\n\x13\x43ountTokensResponse\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.infermesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.infermesh.v1.Model\"\xbe\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x1a\n\x12num_ready_replicas\x18\x05 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x06 \x01(\x03\x12%\n\x04kind\x18\x07 \x01(\x0e\x32\x17.infermesh.v1.ModelKind\x12\x12\n\ndimensions\x18\x08 \x01(\r*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_KIND_GENERATE\x10\x01\x12\x14\n\x10MODEL_KIND_EMBED\x10\x02\x32\xd2\x03\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.infermesh.v1.GenerateRequest\x1a\x1e.infermesh.v1.GenerateResponse0\x01\x12?\n\x04\x43hat\x12\x19.infermesh.v1.ChatRequest\x1a\x1a.infermesh.v1.ChatResponse0\x01\x12@\n\x05\x45mbed\x12\x1a.infermesh.v1.EmbedRequest\x1a\x1b.infermesh.v1.EmbedResponse\x12R\n\x0b\x43ountTokens\x12 .infermesh.v1.CountTokensRequest\x1a!.infermesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.infermesh.v1.ListModelsRequest\x1a .infermesh.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.infermesh.v1.GetModelRequest\x1a\x1e.infermesh.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODELKIND']._serialized_start=2144
+  _globals['_MODELKIND']._serialized_end=2230
   _globals['_GENERATIONOPTIONS']._serialized_start=84
   _globals['_GENERATIONOPTIONS']._serialized_end=321
   _globals['_TOKENIDS']._serialized_start=323
@@ -54,20 +56,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESPONSE']._serialized_end=1252
   _globals['_CHATRESPONSE']._serialized_start=1255
   _globals['_CHATRESPONSE']._serialized_end=1384
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1386
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1480
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1482
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1542
-  _globals['_LISTMODELSREQUEST']._serialized_start=1544
-  _globals['_LISTMODELSREQUEST']._serialized_end=1563
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1565
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1622
-  _globals['_GETMODELREQUEST']._serialized_start=1624
-  _globals['_GETMODELREQUEST']._serialized_end=1656
-  _globals['_GETMODELRESPONSE']._serialized_start=1658
-  _globals['_GETMODELRESPONSE']._serialized_end=1712
-  _globals['_MODEL']._serialized_start=1715
-  _globals['_MODEL']._serialized_end=1846
-  _globals['_INFERENCESERVICE']._serialized_start=1849
-  _globals['_INFERENCESERVICE']._serialized_end=2249
+  _globals['_EMBEDREQUEST']._serialized_start=1386
+  _globals['_EMBEDREQUEST']._serialized_end=1430
+  _globals['_EMBEDRESPONSE']._serialized_start=1433
+  _globals['_EMBEDRESPONSE']._serialized_end=1568
+  _globals['_TEXTEMBEDDING']._serialized_start=1570
+  _globals['_TEXTEMBEDDING']._serialized_end=1621
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1623
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1717
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1719
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1779
+  _globals['_LISTMODELSREQUEST']._serialized_start=1781
+  _globals['_LISTMODELSREQUEST']._serialized_end=1800
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1802
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1859
+  _globals['_GETMODELREQUEST']._serialized_start=1861
+  _globals['_GETMODELREQUEST']._serialized_end=1893
+  _globals['_GETMODELRESPONSE']._serialized_start=1895
+  _globals['_GETMODELRESPONSE']._serialized_end=1949
+  _globals['_MODEL']._serialized_start=1952
+  _globals['_MODEL']._serialized_end=2142
+  _globals['_INFERENCESERVICE']._serialized_start=2233
+  _globals['_INFERENCESERVICE']._serialized_end=2699
 # @@protoc_insertion_point(module_scope)

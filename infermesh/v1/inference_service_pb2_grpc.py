@@ -46,6 +46,11 @@ class InferenceServiceStub(object):
                 request_serializer=infermesh_dot_v1_dot_inference__service__pb2.ChatRequest.SerializeToString,
                 response_deserializer=infermesh_dot_v1_dot_inference__service__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/infermesh.v1.InferenceService/Embed',
+                request_serializer=infermesh_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=infermesh_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/infermesh.v1.InferenceService/CountTokens',
                 request_serializer=infermesh_dot_v1_dot_inference__service__pb2.CountTokensRequest.SerializeToString,
@@ -88,6 +93,17 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embeds texts with an embedding model: vectors of unit length, in the order of the texts.
+        Cancelling drops what has not begun.
+        Errors: INVALID_REQUEST, CONTEXT_LENGTH_EXCEEDED (a text is never cut), MODEL_NOT_FOUND,
+        INVALID_API_KEY, QUEUE_FULL, DEADLINE_EXCEEDED, REPLICA_UNAVAILABLE, MODEL_LOADING, DRAINING,
+        INTERNAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountTokens(self, request, context):
         """Counts what a prompt or a conversation would cost, without running it.
         Errors: INVALID_REQUEST, MODEL_NOT_FOUND, INVALID_API_KEY, MODEL_LOADING.
@@ -122,6 +138,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=infermesh_dot_v1_dot_inference__service__pb2.ChatRequest.FromString,
                     response_serializer=infermesh_dot_v1_dot_inference__service__pb2.ChatResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=infermesh_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
+                    response_serializer=infermesh_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -195,6 +216,33 @@ class InferenceService(object):
             '/infermesh.v1.InferenceService/Chat',
             infermesh_dot_v1_dot_inference__service__pb2.ChatRequest.SerializeToString,
             infermesh_dot_v1_dot_inference__service__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.v1.InferenceService/Embed',
+            infermesh_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+            infermesh_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

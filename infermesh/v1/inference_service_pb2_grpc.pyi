@@ -47,6 +47,13 @@ class InferenceServiceStub:
     """Answers a conversation rendered through the model's chat template.
     Order, closing, cancel and errors as in Generate.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
+    """Embeds texts with an embedding model: vectors of unit length, in the order of the texts.
+    Cancelling drops what has not begun.
+    Errors: INVALID_REQUEST, CONTEXT_LENGTH_EXCEEDED (a text is never cut), MODEL_NOT_FOUND,
+    INVALID_API_KEY, QUEUE_FULL, DEADLINE_EXCEEDED, REPLICA_UNAVAILABLE, MODEL_LOADING, DRAINING,
+    INTERNAL.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]
     """Counts what a prompt or a conversation would cost, without running it.
     Errors: INVALID_REQUEST, MODEL_NOT_FOUND, INVALID_API_KEY, MODEL_LOADING.
@@ -74,6 +81,13 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Chat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]  # type: ignore[assignment]
     """Answers a conversation rendered through the model's chat template.
     Order, closing, cancel and errors as in Generate.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Embeds texts with an embedding model: vectors of unit length, in the order of the texts.
+    Cancelling drops what has not begun.
+    Errors: INVALID_REQUEST, CONTEXT_LENGTH_EXCEEDED (a text is never cut), MODEL_NOT_FOUND,
+    INVALID_API_KEY, QUEUE_FULL, DEADLINE_EXCEEDED, REPLICA_UNAVAILABLE, MODEL_LOADING, DRAINING,
+    INTERNAL.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts what a prompt or a conversation would cost, without running it.
@@ -111,6 +125,19 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ChatResponse], _abc.AsyncIterator[_inference_service_pb2.ChatResponse]]:
         """Answers a conversation rendered through the model's chat template.
         Order, closing, cancel and errors as in Generate.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_service_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
+        """Embeds texts with an embedding model: vectors of unit length, in the order of the texts.
+        Cancelling drops what has not begun.
+        Errors: INVALID_REQUEST, CONTEXT_LENGTH_EXCEEDED (a text is never cut), MODEL_NOT_FOUND,
+        INVALID_API_KEY, QUEUE_FULL, DEADLINE_EXCEEDED, REPLICA_UNAVAILABLE, MODEL_LOADING, DRAINING,
+        INTERNAL.
         """
 
     @_abc_1.abstractmethod

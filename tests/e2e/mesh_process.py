@@ -43,6 +43,7 @@ class Mesh:
     """
 
     def __init__(self, tmp_path: Path, *arguments: str) -> None:
+        self._clients: list[openai.OpenAI] = []
         self.tmp_path = tmp_path
         self.ready_file = tmp_path / "ready.json"
         self.output = tmp_path / "output.txt"
@@ -80,6 +81,8 @@ class Mesh:
 
     def close(self) -> None:
         """Ends it as Ctrl-C does, or by force."""
+        for client in self._clients:
+            client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -109,10 +112,12 @@ class Mesh:
         wait_until(lambda: self.service(name)["pid"] != old_pid, 60.0)
 
     def openai(self, **options: Any) -> openai.OpenAI:
-        """The official client."""
-        return openai.OpenAI(
+        """The official client; closed with the mesh, if not before."""
+        client = openai.OpenAI(
             base_url=f"{self.facts['url']}/v1", api_key=self.facts["api_key"], **options
         )
+        self._clients.append(client)
+        return client
 
     def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
         """The official asynchronous client."""

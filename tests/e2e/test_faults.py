@@ -13,7 +13,7 @@ TOKENS = 400
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with Mesh(tmp_path_factory.mktemp("mesh"), "--dtype", "float32") as running:
+    with Mesh(tmp_path_factory.mktemp("mesh"), "--dtype", "float32", "--no-cache") as running:
         yield running
 
 
@@ -81,7 +81,7 @@ def test_several_streams_go_on_when_the_shard_is_killed(mesh: Mesh) -> None:
 
 
 def test_streams_move_to_the_other_replica_when_a_scheduler_is_killed(tmp_path: Path) -> None:
-    with Mesh(tmp_path, "--dtype", "float32", "--replicas", "2") as mesh:
+    with Mesh(tmp_path, "--dtype", "float32", "--no-cache", "--replicas", "2") as mesh:
         call = long_chat(mesh, 1, None)
         expected: list[str] = []
         collect(mesh, call, threading.Event(), expected)

@@ -72,7 +72,9 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """Chunks of 16 tokens, and too few blocks for all that runs: both must not show."""
     flags = ["max_batch_tokens=16", "max_num_seqs=16", "num_blocks=40", "block_size=8"]
     settings = [word for flag in flags for word in ("--set", f"scheduler.{flag}")]
-    with Mesh(tmp_path_factory.mktemp("mesh"), "--dtype", "float32", *settings) as running:
+    with Mesh(
+        tmp_path_factory.mktemp("mesh"), "--dtype", "float32", "--no-cache", *settings
+    ) as running:
         yield running
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-from infermesh.mesh.plan import DEMO_MODEL_ID
+from infermesh.mesh.models import DEMO_MODEL_ID
 from tests.e2e.mesh_process import Mesh, wait_until
 
 MANY_TOKENS = 1200

@@ -24,7 +24,7 @@ def simulated_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         ("per_prefill_token_us", "per_decode_row_us", "per_context_token_us"), 0
     )
     profile.write_text(json.dumps({"fixed_us": STEP_S * 1e6, **nothing}))
-    flags = ("--engine", "simulated", "--set", f"shard.simulated_profile={profile}")
+    flags = ("--no-cache", "--engine", "simulated", "--set", f"shard.simulated_profile={profile}")
     with Mesh(folder, *flags, "--replicas", "2") as mesh:
         yield mesh
 

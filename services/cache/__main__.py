@@ -1,0 +1,21 @@
+"""`python -m services.cache`: reads the settings and runs the process."""
+
+import sys
+
+from infermesh import config, lifecycle
+from services.cache.service import CacheService
+
+
+def main() -> int:
+    """Returns the exit status."""
+    try:
+        settings = config.load(sys.argv[1:])
+    except config.ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    cache = settings.cache
+    return lifecycle.run(lambda: CacheService(cache), settings.telemetry, cache.drain_grace_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
