@@ -35,12 +35,15 @@ def async_url(text: str) -> URL:
     Raises:
         ConfigError: it is no URL, or of another kind of database.
     """
+    scheme, separator, rest = text.partition("://")
+    if scheme == "postgres":  # as many tools write it
+        text = f"postgresql{separator}{rest}"
     try:
         url = make_url(text)
-    except ArgumentError:
+    except ArgumentError:  # never the text itself: it may hold a password
         raise ConfigError(
-            f"auth.database_url is {text!r}, which is no database URL; "
-            "sqlite:///PATH and postgresql://USER@HOST/NAME are"
+            "auth.database_url is no database URL; sqlite:///PATH and "
+            "postgresql://USER@HOST/NAME are"
         ) from None
     kind = url.get_backend_name()
     if kind not in _DRIVERS:

@@ -155,6 +155,10 @@ class Keys:
                 _refuse_ended(old, now)
             except InvalidApiKey as error:
                 raise InvalidRequest(f"key {key_id}: {error.message}", param="key_id") from None
+            if old.replaced_by is not None:  # its end is the overlap's, not its own
+                raise InvalidRequest(
+                    f"key {key_id} was replaced by {old.replaced_by}; rotate that", param="key_id"
+                )
             new_id, text = api_key.draw()
             new = dataclasses.replace(old, id=new_id, created_at=int(now), replaced_by=None)
             ends_at = int(now + overlap_s)

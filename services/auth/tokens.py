@@ -7,6 +7,8 @@ can't make one.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,22 +79,26 @@ class Tokens:
                 },
             )
             return self._claims(claims)
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidApiKey(f"Incorrect token provided ({type(error).__name__}).") from None
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         now, expires_at = self._clock(), float(claims["exp"])
+        if not math.isfinite(expires_at):
+            raise ValueError
         if expires_at <= now:
             raise InvalidApiKey("Incorrect token provided: it has expired.")
         if float(claims.get("nbf", now)) > now:
             raise InvalidApiKey("Incorrect token provided: it is not valid yet.")
         words = claims.get("scope")
+        if not isinstance(words, str | None):
+            raise TypeError
         scopes = SCOPES if words is None else tuple(s for s in SCOPES if s in words.split())
         models = claims.get("models", [])
         if not isinstance(models, list):
             raise TypeError
         key = Key(
-            id=KeyId(f"jwt:{claims['sub']}"[:_MAX_ID_CHARS]),
+            id=_key_id(str(claims["sub"])),
             tenant_id=TenantId(str(claims["tenant"])),
             name=str(claims["sub"]),
             scopes=scopes,
@@ -100,6 +106,15 @@ class Tokens:
             created_at=int(now),
         )
         return Claims(key, expires_at)
+
+
+def _key_id(subject: str) -> KeyId:
+    """Names the subject in the ledger; a long one by its hash, so that two are never one."""
+    whole = f"jwt:{subject}"
+    if len(whole) <= _MAX_ID_CHARS:
+        return KeyId(whole)
+    digest = hashlib.sha256(subject.encode()).hexdigest()
+    return KeyId(f"jwt:{digest[: _MAX_ID_CHARS - 4]}")
 
 
 def _read(path: Path) -> dict[str, jwt.PyJWK]:

@@ -81,6 +81,22 @@ async def test_grant_stops_at_the_limit_and_says_when_to_come_back(
     two.close()
 
 
+async def test_restarted_gateway_ends_every_lease_of_its_earlier_run(auth: Auth) -> None:
+    earlier = [Gateway(auth.stub, "one"), Gateway(auth.stub, "one")]
+    for number, gateway in enumerate(earlier):
+        gateway._lease_id = f"earlier-{number}"
+        await gateway.report(needed=400)
+    restarted = Gateway(auth.stub, "one", incarnation="2")
+    other = Gateway(auth.stub, "two")
+    await restarted.report()
+    # what both had unspent is settled with them; nothing of it is open any more
+    assert (await other.report(needed=1000)).granted.tokens == 200
+    ended = [(await gateway.report(spent=1)).ended for gateway in earlier]
+    assert ended == [True, True]
+    for gateway in (*earlier, restarted, other):
+        gateway.close()
+
+
 async def test_returned_quota_can_be_granted_again(auth: Auth) -> None:
     one, two = Gateway(auth.stub, "one"), Gateway(auth.stub, "two")
     await one.report(needed=1000)

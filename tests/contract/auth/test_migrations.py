@@ -138,6 +138,8 @@ async def test_postgresql_that_comes_back_is_used_again(tmp_path: Path) -> None:
     [
         ("nonsense", "no database URL"),
         ("mysql://localhost/x", "mysql"),
+        ("postgres//u:hidden@db/auth", "no database URL"),
+        ("postgres://u:hidden@/x?host=/nowhere", "No such file"),
         ("sqlite:////nowhere/at/all.sqlite3", "/nowhere/at"),
         ("postgresql://u:hidden@/x?host=/nowhere", "No such file"),
     ],

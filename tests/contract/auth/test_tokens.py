@@ -95,6 +95,8 @@ async def test_token_narrows_itself(auth: Auth, clock: TurnedClock) -> None:
         {"tenant": None},
         {"tenant": "globex"},
         {"models": "tiny"},
+        {"scope": ["models"]},
+        {"exp": float("inf")},
     ],
     ids=str,
 )
@@ -104,6 +106,13 @@ async def test_token_is_refused_when_one_thing_is_wrong(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await verify(auth, signed(clock, **changes))
     assert isinstance(from_rpc_error(caught.value), InvalidApiKey)
+
+
+async def test_long_subjects_stay_apart(auth: Auth, clock: TurnedClock) -> None:
+    prefix = "urn:example:department:people:"
+    ids = {(await verify(auth, signed(clock, sub=prefix + who))).key_id for who in ("ann", "bob")}
+    assert len(ids) == 2
+    assert max(map(len, ids)) <= 32
 
 
 async def test_unsigned_and_altered_tokens_are_refused(auth: Auth, clock: TurnedClock) -> None:
