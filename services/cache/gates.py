@@ -25,7 +25,8 @@ _PERSONAL = tuple(
         r"\b\d{3}-\d{2}-\d{4}\b",  # social security number
         r"\b(?:sk|pk|rk|ghp|gho|ghs|glpat|xox[abp]|akia|asia|eyj)[-_]?[a-z0-9_-]{12}",  # keys
         r"-----begin [a-z ]*private key",
-        r"\b(?:api[ _-]?key|password|passwort|passwd|secret|token|pin|otp)\b\s*(?:is|[:=])",
+        r"\b(?:api[ _-]?key|password|passwort|passwd|secret)\b\s*(?:is|[:=])",
+        r"\b(?:token|pin|otp)\b\s*(?:is|[:=])\s*[\"'`]?\w{0,40}\d",  # "what a token is" is not
         r"(?<![a-z0-9+/_-])(?=[a-z0-9+/_-]*\d)(?=[a-z0-9+/_-]*[a-z])[a-z0-9+/_-]{24}",  # random
         r"\b(?:my|our|mine)\b",
         r"\bam i\b|\b(?:do|did|have|has|will|can) i (?:have|owe|own)\b",

@@ -15,8 +15,9 @@ OPEN = Traits(semantic_enabled=True)
 QUESTION = "What is the capital of France?"
 
 
-def test_gate_is_open_when_nothing_stands_against_it() -> None:
-    assert semantic_gate(OPEN, QUESTION) is None
+@pytest.mark.parametrize("text", [QUESTION, "Explain what a token is.", "A token is what?"])
+def test_gate_is_open_when_nothing_stands_against_it(text: str) -> None:
+    assert semantic_gate(OPEN, text) is None
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,8 @@ def test_gate_closes_when_the_request_has_a_trait(traits: dict[str, bool], reaso
         ("SSN 078-05-1120", Reason.PERSONAL_DATA),
         ("Why is sk-abcdefghijklmnopqrstuv refused?", Reason.PERSONAL_DATA),
         ("The password is hunter2", Reason.PERSONAL_DATA),
+        ("The PIN is 4711", Reason.PERSONAL_DATA),
+        ("token: abc9", Reason.PERSONAL_DATA),
         ("What is my balance?", Reason.PERSONAL_DATA),
         ("How much do I owe? I have paid", Reason.PERSONAL_DATA),
         ("Decode ghp_16C7e42F292c6912E7710c838347Ae178B4a", Reason.PERSONAL_DATA),
