@@ -21,12 +21,14 @@ import pytest
 from tests.e2e.mesh_process import Mesh, environment, run_infermesh, wait_until
 from tests.postgres import Postgres
 
+# Who may and what it cost is the same whatever computes the answer.
+LIGHT = ("--engine", "simulated", "--no-cache")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with Mesh(tmp_path_factory.mktemp("mesh")) as running:
+    with Mesh(tmp_path_factory.mktemp("mesh"), *LIGHT) as running:
         yield running
 
 
@@ -209,7 +211,7 @@ async def test_mesh_on_postgresql_admits_no_more_over_one_and_three_gateways(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     url = postgres.create_database()
-    with Mesh(tmp_path, "--set", f"auth.database_url={url}") as mesh:
+    with Mesh(tmp_path, *LIGHT, "--set", f"auth.database_url={url}") as mesh:
         key = make_tenant(mesh, "thousand", "--tokens-per-minute", "1000")
         used, refused = await burst(mesh, key, clients=64, turns=2)
         assert refused > 0
@@ -222,10 +224,10 @@ async def test_mesh_on_postgresql_admits_no_more_over_one_and_three_gateways(
 
 
 def test_dev_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
-    with Mesh(tmp_path) as first:
+    with Mesh(tmp_path, *LIGHT) as first:
         key = first.facts["api_key"]
         ask(first, key)
-    with Mesh(tmp_path) as second:
+    with Mesh(tmp_path, *LIGHT) as second:
         assert second.facts["api_key"] == key
         ask(second, key)
         assert f"Authorization: Bearer {key}" in second.output.read_text()
@@ -236,7 +238,7 @@ def test_dev_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
 
 
 def test_ledger_has_every_row_when_the_mesh_is_stopped_at_once(tmp_path: Path) -> None:
-    with Mesh(tmp_path) as mesh:
+    with Mesh(tmp_path, *LIGHT) as mesh:
         for _ in range(3):
             ask(mesh, mesh.facts["api_key"])
         mesh.process.send_signal(signal.SIGINT)
@@ -245,7 +247,7 @@ def test_ledger_has_every_row_when_the_mesh_is_stopped_at_once(tmp_path: Path) -
 
 
 def test_any_key_is_accepted_when_auth_is_off(tmp_path: Path) -> None:
-    with Mesh(tmp_path, "--no-auth") as mesh:
+    with Mesh(tmp_path, *LIGHT, "--no-auth") as mesh:
         assert mesh.facts["api_key"] == "local"
         ask(mesh, "whatever")
         assert not any(service["name"] == "auth" for service in mesh.facts["services"])
@@ -331,7 +333,7 @@ def test_known_keys_go_on_and_no_row_is_lost_or_doubled_when_auth_is_killed(mesh
 def test_no_answer_is_billed_twice_or_never_when_the_gateway_is_killed(tmp_path: Path) -> None:
     answered: dict[str, int] = {}
     cut: set[str] = set()
-    with Mesh(tmp_path) as mesh:
+    with Mesh(tmp_path, *LIGHT) as mesh:
         key = make_tenant(mesh, "steady", "--requests-per-minute", "100000")
         for _ in range(2):
             with Load(mesh, key) as load:

@@ -223,7 +223,7 @@ def test_up_drains_and_exits_zero_when_interrupted(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    with Mesh(tmp_path) as mesh:
+    with Mesh(tmp_path, "--engine", "simulated") as mesh:
         pids = children(mesh)
         mesh.process.kill()
         wait_until(lambda: not any(alive(pid) for pid in pids), 60)

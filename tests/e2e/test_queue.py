@@ -14,7 +14,8 @@ MANY_TOKENS = 1200
 @pytest.fixture(scope="module")
 def narrow_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """The demo model, one sequence at a time, room in the queue for one prompt of this page."""
-    flags = ("--set", "scheduler.max_num_seqs=1", "--set", "scheduler.max_queue_tokens=100")
+    flags = ("--no-cache", "--set", "scheduler.max_num_seqs=1")
+    flags += ("--set", "scheduler.max_queue_tokens=100")
     with Mesh(tmp_path_factory.mktemp("narrow"), *flags) as mesh:
         yield mesh
 

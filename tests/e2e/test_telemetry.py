@@ -62,7 +62,7 @@ def test_every_service_exports_metrics(demo_mesh: Mesh) -> None:
 
 
 def test_log_lines_are_json_with_the_request_id(tmp_path: Path) -> None:
-    with Mesh(tmp_path) as mesh:
+    with Mesh(tmp_path, "--engine", "simulated", "--no-cache") as mesh:
         httpx.post(
             f"{mesh.facts['url']}/v1/chat/completions",
             json={"model": mesh.model, "messages": [{"role": "user", "content": "Hello"}]},
