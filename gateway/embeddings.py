@@ -6,6 +6,7 @@ Both edges are in front of this; it knows neither. Texts are never cut.
 
 import re
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -135,9 +136,13 @@ def check(request: EmbeddingRequest, embedder: Embedder) -> None:
 
 
 def most_tokens(request: EmbeddingRequest, embedder: Embedder) -> int:
-    """What a request uses at most: a token has a character at least, and each text two special."""
+    """What a request uses at most: a token per character and two special ones per text.
+
+    Characters of the decomposed text: tokenizers take Hangul and accented letters apart.
+    """
+    sizes = (len(unicodedata.normalize("NFD", text)) + 2 for text in request.texts)
     longest = embedder.max_tokens
-    return sum(min(len(text) + 2, longest or len(text) + 2) for text in request.texts)
+    return sum(min(size, longest) if longest else size for size in sizes)
 
 
 def too_long(

@@ -1,1 +1,1 @@
-"""The semantic cache: see `answers.py` for the ladder's climb, `service.py` for the process."""
+"""The semantic cache: see `lookups.py` for the ladder's climb, `service.py` for the process."""

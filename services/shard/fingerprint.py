@@ -63,15 +63,20 @@ def file_sha256(file: Path) -> str:
 
 
 def fingerprint(
-    weights: Sequence[tuple[str, str]], config: bytes, dtype: str, tokenizer: bytes
+    weights: Sequence[tuple[str, str]],
+    config: bytes,
+    dtype: str,
+    tokenizer: bytes,
+    eos_token_ids: Sequence[int],
 ) -> str:
-    """One hash over everything that decides which tokens come out."""
+    """One hash over everything that decides which tokens come out, and where they end."""
     parts = {
         "weights": list(weights),
         "config": _digest(config),
         "dtype": dtype,
         "quantization": "",
         "tokenizer": _digest(tokenizer),
+        "eos": sorted(eos_token_ids),
     }
     return _digest(json.dumps(parts, sort_keys=True).encode())
 

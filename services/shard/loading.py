@@ -61,6 +61,7 @@ def _simulated(
             files.config_bytes,
             "simulated",
             files.tokenizer,
+            files.eos_token_ids,
         ),
         dtype="simulated",
         max_model_len=sized.max_model_len,
@@ -103,7 +104,11 @@ def _torch(
         source,
         files,
         fingerprint=fingerprint(
-            weights, files.config_bytes, torch_loading.dtype_name(dtype), files.tokenizer
+            weights,
+            files.config_bytes,
+            torch_loading.dtype_name(dtype),
+            files.tokenizer,
+            files.eos_token_ids,
         ),
         dtype=torch_loading.dtype_name(dtype),
         max_model_len=sized.max_model_len,

@@ -60,6 +60,14 @@ def test_load_gives_the_saved_weights_when_files_are_single_or_sharded(
     assert loaded.manifest.weight_bytes == 4 * reference.num_parameters()
 
 
+def test_fingerprint_differs_when_answers_end_elsewhere(model: Path) -> None:
+    prints = set()
+    for eos_token_id in (EOS_ID, IM_END_ID, [EOS_ID, IM_END_ID]):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
+        prints.add(_load(model).manifest.model_fingerprint)
+    assert len(prints) == 3
+
+
 def test_load_shares_memory_when_weights_are_tied(tmp_path: Path) -> None:
     weights = _weights(_load(write_tiny_model(tmp_path, "qwen3")))
     embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
