@@ -1,5 +1,6 @@
 """POST /v1/embeddings, as OpenAI writes it."""
 
+import asyncio
 import base64
 import sys
 from array import array
@@ -56,6 +57,10 @@ class EmbeddingsBody(BaseModel):
         return EmbeddingRequest(self.model, texts, True, self.dimensions)
 
 
+# More vectors than this take milliseconds to render: not on the event loop.
+_MOST_INLINE = 64
+
+
 class EmbeddingsEndpoint:
     """POST one body, get its vectors."""
 
@@ -92,13 +97,21 @@ class EmbeddingsEndpoint:
         except Exception as exc:
             await answer.refuse(as_error(exc))
             return
-        rendered = orjson.dumps(_json(found, body.encoding_format == "base64"))
+        as_base64 = body.encoding_format == "base64"
+        if len(found.vectors) > _MOST_INLINE:
+            rendered = await asyncio.to_thread(_render, found, as_base64)
+        else:
+            rendered = _render(found, as_base64)
         ignored = ignored_fields(body.model_extra or {}, {})
         headers = {"content-type": "application/json", **found.headers}
         headers |= {IGNORED_FIELDS: ignored} if ignored else {}
         with suppress(SlowConsumer):  # there is nobody to tell
             await answer.begin(200, headers)
             await answer.write(rendered, more=False)
+
+
+def _render(found: Embedded, as_base64: bool) -> bytes:
+    return orjson.dumps(_json(found, as_base64))
 
 
 def _json(found: Embedded, as_base64: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from services.cache.embedding_thread import EmbeddingThread
 from services.cache.gates import is_volatile, semantic_gate
 from services.cache.holdings import Holdings
 
-_INDEX_BATCH = 16
+INDEX_BATCH = 16
 _WORDS_BATCH = 4
 _HOUSEKEEPING_S = 5.0
 _RETRY_DISK_S = 30.0
@@ -175,7 +175,7 @@ class Keeper:
     def _next_to_embed(self) -> list[Entry]:
         entries: list[Entry] = []
         waiting, now_s = self._holdings.to_embed, self._now_s()
-        while waiting and len(entries) < _INDEX_BATCH:
+        while waiting and len(entries) < INDEX_BATCH:
             held = self._holdings.store.get(waiting.popleft(), now_s)
             if held is not None:
                 entries.append(held.entry)

@@ -20,7 +20,7 @@ from services.cache.embedding_thread import EmbeddingThread
 from services.cache.embeddings import Embeddings
 from services.cache.holdings import Holdings
 from services.cache.journal import Journal
-from services.cache.keeper import Keeper
+from services.cache.keeper import INDEX_BATCH, Keeper
 from services.cache.lookups import Lookups
 from services.cache.server import CacheServicer
 from services.cache.store import Store
@@ -130,6 +130,6 @@ def _embedding_thread(config: CacheConfig, load: Callable[[], Embedder]) -> Embe
         Lane.EMBED: LaneLimits(
             config.embed_max_batch, config.embed_wait_ms / 1e3, config.embed_max_queued
         ),
-        Lane.INDEX: LaneLimits(config.lookup_max_batch, 0.0, config.lookup_max_batch),
+        Lane.INDEX: LaneLimits(config.lookup_max_batch, 0.0, INDEX_BATCH),
     }
     return EmbeddingThread(load, limits, config.embed_slice_tokens, config.top_k)

@@ -111,6 +111,22 @@ async def test_exact_tier_answers_while_the_embedder_loads(tmp_path: Path) -> No
         await client.indexed(1)
 
 
+async def test_every_entry_is_found_by_meaning_when_batches_are_small(tmp_path: Path) -> None:
+    embedder = WordEmbedder()
+    embedder.hold()
+
+    def load() -> WordEmbedder:
+        assert embedder.is_open.wait(30)
+        return embedder
+
+    options = config(tmp_path, lookup_max_batch=2)
+    async with serving(options, load_embedder=load) as (_, client):
+        await client.store(*(entry(f"What is item {number}?") for number in range(20)))
+        embedder.release()
+        await client.ready()
+        await client.indexed(20)
+
+
 async def test_lookup_is_a_miss_within_the_deadline_when_the_embedder_hangs(
     tmp_path: Path,
 ) -> None:
