@@ -98,7 +98,7 @@ async def test_token_narrows_itself(auth: Auth, clock: TurnedClock) -> None:
         {"scope": ["models"]},
         {"exp": float("inf")},
     ],
-    ids=str,
+    ids=lambda changes: ",".join(changes),
 )
 async def test_token_is_refused_when_one_thing_is_wrong(
     auth: Auth, clock: TurnedClock, changes: dict[str, Any]
