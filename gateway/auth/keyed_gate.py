@@ -54,6 +54,9 @@ class KeyedGate:
         principal.require(scope)
         return principal
 
+    async def tokens_left(self, principal: Principal) -> int | None:
+        return await self._leases.tokens_left(principal)
+
     async def admit(self, principal: Principal, num_tokens: int) -> "KeyedTicket":
         try:
             hold = await self._leases.reserve(principal, num_tokens)

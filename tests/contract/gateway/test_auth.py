@@ -250,6 +250,17 @@ async def test_request_above_the_limit_itself_is_refused_at_once(auth: Auth, edg
     assert "retry-after" not in caught.value.response.headers
 
 
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "daily_tokens", "monthly_tokens"])
+async def test_open_end_is_held_to_what_is_left_now(auth: Auth, edge: Edge, limit: str) -> None:
+    await auth.tenant("modest", **{limit: 200})
+    text, _ = await auth.key("modest")
+    await ask(edge, text, max_tokens=30)
+    answer = await client(edge, text).chat.completions.create(**CHAT)
+    assert answer.usage.completion_tokens >= 100
+    totals = await settled(auth, 2, "modest")
+    assert sum(total.prompt_tokens + total.completion_tokens for total in totals) <= 200
+
+
 async def test_requests_at_once_are_counted_until_they_end(auth: Auth, edge: Edge) -> None:
     await auth.tenant("narrow", max_concurrency=2)
     text, _ = await auth.key("narrow")
