@@ -47,7 +47,7 @@ class Leases:
                 account = await Account.lock(connection, TenantId(tenant_id), self._clock())
                 if account is None:
                     continue
-                for lease in account.leases:
+                for lease in list(account.leases):
                     if lease.gateway.id == gateway.id and lease.gateway != gateway:
                         await account.end(connection, lease, account.now)
                 await account.save(connection)
