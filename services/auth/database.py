@@ -35,11 +35,17 @@ def async_url(text: str) -> URL:
     Raises:
         ConfigError: it is no URL, or of another kind of database.
     """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme = ""
+    if scheme == "postgres":
+        text = f"postgresql://{rest}"
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ConfigError(
-            f"auth.database_url is {text!r}, which is no database URL; "
+            # the value may hold a password
+            f"auth.database_url is no database URL (scheme {scheme[:20]!r}); "
             "sqlite:///PATH and postgresql://USER@HOST/NAME are"
         ) from None
     kind = url.get_backend_name()
