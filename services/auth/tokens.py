@@ -7,6 +7,8 @@ can't make one.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from services.auth.values import SCOPES, Key, KeyId, TenantId
 _ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 _REQUIRED = ("exp", "iss", "aud", "sub")
 _MAX_ID_CHARS = 32
+_MAX_VALID_S = 100 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +85,21 @@ class Tokens:
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         now, expires_at = self._clock(), float(claims["exp"])
+        if not math.isfinite(expires_at) or expires_at > now + _MAX_VALID_S:
+            raise ValueError
         if expires_at <= now:
             raise InvalidApiKey("Incorrect token provided: it has expired.")
         if float(claims.get("nbf", now)) > now:
             raise InvalidApiKey("Incorrect token provided: it is not valid yet.")
         words = claims.get("scope")
+        if not isinstance(words, str | None):
+            raise TypeError
         scopes = SCOPES if words is None else tuple(s for s in SCOPES if s in words.split())
         models = claims.get("models", [])
         if not isinstance(models, list):
             raise TypeError
         key = Key(
-            id=KeyId(f"jwt:{claims['sub']}"[:_MAX_ID_CHARS]),
+            id=_key_id(str(claims["sub"])),
             tenant_id=TenantId(str(claims["tenant"])),
             name=str(claims["sub"]),
             scopes=scopes,
@@ -100,6 +107,14 @@ class Tokens:
             created_at=int(now),
         )
         return Claims(key, expires_at)
+
+
+def _key_id(subject: str) -> KeyId:
+    """Of its own for each subject, also where that is longer than the column."""
+    whole = f"jwt:{subject}"
+    if len(whole) > _MAX_ID_CHARS:
+        whole = f"jwt:{hashlib.sha256(subject.encode()).hexdigest()}"[:_MAX_ID_CHARS]
+    return KeyId(whole)
 
 
 def _read(path: Path) -> dict[str, jwt.PyJWK]:

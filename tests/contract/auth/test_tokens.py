@@ -95,6 +95,8 @@ async def test_token_narrows_itself(auth: Auth, clock: TurnedClock) -> None:
         {"tenant": None},
         {"tenant": "globex"},
         {"models": "tiny"},
+        {"scope": ["models"]},
+        {"exp": float("inf")},
     ],
     ids=str,
 )
@@ -104,6 +106,12 @@ async def test_token_is_refused_when_one_thing_is_wrong(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await verify(auth, signed(clock, **changes))
     assert isinstance(from_rpc_error(caught.value), InvalidApiKey)
+
+
+async def test_subjects_that_begin_alike_are_told_apart(auth: Auth, clock: TurnedClock) -> None:
+    ids = {(await verify(auth, signed(clock, sub="u" * 40 + end))).key_id for end in "ab"}
+    assert len(ids) == 2
+    assert all(len(key_id) <= 32 for key_id in ids)
 
 
 async def test_unsigned_and_altered_tokens_are_refused(auth: Auth, clock: TurnedClock) -> None:
