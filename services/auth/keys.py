@@ -155,6 +155,11 @@ class Keys:
                 _refuse_ended(old, now)
             except InvalidApiKey as error:
                 raise InvalidRequest(f"key {key_id}: {error.message}", param="key_id") from None
+            if old.replaced_by is not None:
+                raise InvalidRequest(
+                    f"key {key_id} was rotated already; {old.replaced_by} replaced it",
+                    param="key_id",
+                )
             new_id, text = api_key.draw()
             new = dataclasses.replace(old, id=new_id, created_at=int(now), replaced_by=None)
             ends_at = int(now + overlap_s)
