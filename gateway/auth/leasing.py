@@ -153,6 +153,29 @@ class LeaseKeeper:
                 _log.debug("lease stream broke", extra={"error": as_mesh_error(exc).message})
             await asyncio.sleep(_RETRY_S)
 
+    async def close(self) -> None:
+        """Ends the leases of tenants for whom nothing runs; what is left of them is free at once.
+
+        Raises:
+            grpc.aio.AioRpcError: the auth service does not answer.
+        """
+        states = []
+        for name, tenant in list(self._tenants.items()):
+            if tenant.account.held == NOTHING and not tenant.waiters:
+                del self._tenants[name]
+                state = tenant.account.report([], self._clock())
+                states.append(dataclasses.replace(state, wanted=NOTHING, closing=True))
+        if not states:
+            return
+        call: Any = self._stub.Lease(timeout=_ANSWER_S)
+        try:
+            await call.write(pb.LeaseRequest(hello=self._hello))
+            report = pb.LeaseReport(leases=map(state_to_pb, states))
+            await call.write(pb.LeaseRequest(report=report))
+            await call.read()
+        finally:
+            call.cancel()
+
     async def _wait(self, tenant: _Tenant, cost: Amounts) -> Hold:
         if len(tenant.waiters) >= _MAX_WAITING:
             raise AuthUnavailable("too many requests wait for quota", retry_after_s=_RETRY_AFTER_S)

@@ -275,6 +275,16 @@ async def test_requests_at_once_are_counted_until_they_end(auth: Auth, edge: Edg
     await ask(edge, text)
 
 
+async def test_slots_are_free_again_when_a_gateway_has_stopped(auth: Auth, tmp_path: Path) -> None:
+    await auth.tenant("narrow", max_concurrency=1)
+    text, _ = await auth.key("narrow")
+    async with keyed_gateway(tmp_path / "one", auth) as edge:
+        await ask(edge, text)
+        await edge.service.drain(1.0)
+    async with keyed_gateway(tmp_path / "two", auth) as edge:
+        await ask(edge, text)
+
+
 async def test_place_is_free_again_when_the_client_goes_away(auth: Auth, edge: Edge) -> None:
     await auth.tenant("narrow", max_concurrency=1, tokens_per_minute=200)
     text, _ = await auth.key("narrow")
