@@ -20,6 +20,7 @@ from gateway.auth.translate import grant_from_pb, state_to_pb
 from gateway.identity import Principal
 from infermesh.errors import (
     AuthUnavailable,
+    InsufficientQuota,
     MeshError,
     ProtocolViolation,
     RateLimitExceeded,
@@ -336,7 +337,9 @@ def _refuse_impossible(principal: Principal, cost: Amounts) -> None:
         (limits.max_concurrency, "requests at once", cost.slots),
     ):
         if limit is not None and amount > limit:
-            raise RateLimitExceeded(
+            is_budget = what in ("tokens per day", "tokens per month")
+            error = InsufficientQuota if is_budget else RateLimitExceeded
+            raise error(
                 f"Request too large for tenant {principal.tenant} on {what}: limit {limit}, "
                 f"requested {amount}. Reduce the prompt or max_tokens."
             )

@@ -248,6 +248,17 @@ async def test_request_above_the_limit_itself_is_refused_at_once(auth: Auth, edg
     with pytest.raises(openai.RateLimitError, match="too large") as caught:
         await ask(edge, text, max_tokens=100)
     assert "retry-after" not in caught.value.response.headers
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+async def test_request_above_the_budget_itself_is_insufficient_quota(
+    auth: Auth, edge: Edge
+) -> None:
+    await auth.tenant("poor", daily_tokens=20)
+    text, _ = await auth.key("poor")
+    with pytest.raises(openai.RateLimitError, match="too large") as caught:
+        await ask(edge, text, max_tokens=100)
+    assert caught.value.code == "insufficient_quota"
 
 
 @pytest.mark.parametrize("limit", ["tokens_per_minute", "daily_tokens", "monthly_tokens"])
