@@ -7,6 +7,7 @@ when they end, the rest is available again. Requests count as spent at once, slo
 held. Amounts are totals since the lease began, as the auth service counts them.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from infermesh.errors import MeshError
@@ -55,7 +56,7 @@ class Account:
     """One lease.
 
     Attributes:
-        recent: reserved since the last tick and in the interval before.
+        recent: reserved since the last tick and in the interval before; of slots the most held at once.
     """
 
     def __init__(self, lease_id: str, tenant: str) -> None:
@@ -67,7 +68,8 @@ class Account:
 
     @property
     def recent(self) -> Amounts:
-        return self._now_reserved + self._before_reserved
+        now, before = self._now_reserved, self._before_reserved
+        return dataclasses.replace(now + before, slots=max(now.slots, before.slots))
 
     @property
     def is_idle(self) -> bool:
@@ -86,7 +88,9 @@ class Account:
             return False
         self.spent += Amounts(requests=cost.requests)
         self.held += Amounts(tokens=cost.tokens, slots=cost.slots)
-        self._now_reserved += cost
+        reserved = self._now_reserved + cost
+        peak = max(self._now_reserved.slots, self.held.slots)
+        self._now_reserved = dataclasses.replace(reserved, slots=peak)
         return True
 
     def settle(self, cost: Amounts, used_tokens: int) -> None:
