@@ -56,7 +56,8 @@ class Account:
     """One lease.
 
     Attributes:
-        recent: reserved since the last tick and in the interval before; of slots the most held at once.
+        recent: reserved since the last tick and in the interval before; of slots the most
+            that were held at once.
     """
 
     def __init__(self, lease_id: str, tenant: str) -> None:
