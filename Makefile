@@ -28,7 +28,8 @@ run: setup ## start the mesh with the demo model, ask it a question, serve until
 	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
 test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit tests/contract -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/e2e # meshes want the machine for themselves
 
 lint: $(VENV)/.ready-dev check-protos type ## formatting, lint, types, imports, protos
 	@$(BIN)/ruff check .

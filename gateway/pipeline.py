@@ -171,10 +171,14 @@ class Pipeline:
                 "allowed",
                 param="prompt",
             )
+        left = None
+        if request.options.stop.max_tokens is None:
+            left = await self.gate.tokens_left(principal)
+        share = left if left is None else left // len(request.prompts)
         jobs = []
         for prompt in request.prompts:
-            token_ids = await self.tokenise(prompt, model)
-            jobs.append(resolve(call, request.options, model, token_ids, principal, _draw_seed))
+            ids = await self.tokenise(prompt, model)
+            jobs.append(resolve(call, request.options, model, ids, principal, _draw_seed, share))
         record.tokenized_at = self._clock()
         return jobs
 

@@ -12,6 +12,8 @@ from gateway.served_model import ServedModel
 from infermesh.errors import ContextLengthExceeded, InvalidRequest
 
 _SEED_MASK = 2**64 - 1
+# An open end is not cut shorter for want of quota: the request waits for a later time.
+_LEAST_OPEN_END = 256
 
 
 def resolve(
@@ -21,8 +23,12 @@ def resolve(
     prompt_token_ids: Sequence[int],
     principal: Principal,
     draw_seed: Callable[[], int],
+    tokens_left: int | None = None,
 ) -> Job:
     """The job of one prompt.
+
+    Args:
+        tokens_left: of the tenant's quota, for an output without `max_tokens`; None: not limited.
 
     Raises:
         ContextLengthExceeded: prompt and output don't fit.
@@ -40,7 +46,9 @@ def resolve(
         prompt_token_ids=tuple(prompt_token_ids),
         num_choices=options.n,
         sampling=_with_defaults(sampling, model.defaults, draw_seed),
-        stop=_with_limit(options, len(prompt_token_ids), model.max_model_len, principal),
+        stop=_with_limit(
+            options, len(prompt_token_ids), model.max_model_len, tokens_left, principal
+        ),
         priority=options.priority,
         tenant=principal.tenant,
         tenant_weight=principal.weight,
@@ -81,7 +89,11 @@ def most_tokens(job: Job) -> int:
 
 
 def _with_limit(
-    options: Options, prompt_len: int, max_model_len: int, principal: Principal
+    options: Options,
+    prompt_len: int,
+    max_model_len: int,
+    tokens_left: int | None,
+    principal: Principal,
 ) -> StopRules:
     room = max_model_len - prompt_len
     asked = options.stop.max_tokens
@@ -96,8 +108,11 @@ def _with_limit(
     limit = asked
     if limit is None:
         limit = min(room, options.fallback_max_tokens or room)
-        per_minute = principal.limits.tokens_per_minute
-        if per_minute is not None:
-            # an open end is held to what the tenant could ever be admitted for
-            limit = max(1, min(limit, (per_minute - prompt_len) // options.n))
+        ceiling = principal.limits.most_tokens
+        if ceiling is not None:
+            left = ceiling if tokens_left is None else tokens_left
+            least = min(_LEAST_OPEN_END, ceiling // 4)
+            now = max(left - prompt_len, least)
+            limit = min(limit, now // options.n, (ceiling - prompt_len) // options.n)
+        limit = max(1, limit)
     return dataclasses.replace(options.stop, max_tokens=max(limit, options.stop.min_tokens))

@@ -18,6 +18,12 @@ class Limits:
     daily_tokens: int | None = None
     monthly_tokens: int | None = None
 
+    @property
+    def most_tokens(self) -> int | None:
+        """What one request could ever be admitted for; None: any number."""
+        each = (self.tokens_per_minute, self.daily_tokens, self.monthly_tokens)
+        return min((limit for limit in each if limit is not None), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Amounts:

@@ -7,9 +7,10 @@ when they end, the rest is available again. Requests count as spent at once, slo
 held. Amounts are totals since the lease began, as the auth service counts them.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
-from infermesh.errors import MeshError, RateLimitExceeded
+from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
 
@@ -52,7 +53,7 @@ def cost_of(limits: Limits, num_tokens: int) -> Amounts:
 
 
 def refuse_impossible(tenant: str, limits: Limits, cost: Amounts) -> None:
-    """Raises RateLimitExceeded for a request that no wait could help."""
+    """Raises RateLimitExceeded or InsufficientQuota for a request that no wait could help."""
     for limit, what, amount in (
         (limits.tokens_per_minute, "tokens per minute", cost.tokens),
         (limits.daily_tokens, "tokens per day", cost.tokens),
@@ -61,7 +62,9 @@ def refuse_impossible(tenant: str, limits: Limits, cost: Amounts) -> None:
         (limits.max_concurrency, "requests at once", cost.slots),
     ):
         if limit is not None and amount > limit:
-            raise RateLimitExceeded(
+            is_budget = what in ("tokens per day", "tokens per month")
+            error = InsufficientQuota if is_budget else RateLimitExceeded
+            raise error(
                 f"Request too large for tenant {tenant} on {what}: limit {limit}, "
                 f"requested {amount}. Reduce the prompt or max_tokens."
             )
@@ -71,7 +74,8 @@ class Account:
     """One lease.
 
     Attributes:
-        recent: reserved since the last tick and in the interval before.
+        recent: reserved since the last tick and in the interval before; of slots the most
+            that were held at once.
     """
 
     def __init__(self, lease_id: str, tenant: str) -> None:
@@ -83,7 +87,8 @@ class Account:
 
     @property
     def recent(self) -> Amounts:
-        return self._now_reserved + self._before_reserved
+        now, before = self._now_reserved, self._before_reserved
+        return dataclasses.replace(now + before, slots=max(now.slots, before.slots))
 
     @property
     def is_idle(self) -> bool:
@@ -102,7 +107,9 @@ class Account:
             return False
         self.spent += Amounts(requests=cost.requests)
         self.held += Amounts(tokens=cost.tokens, slots=cost.slots)
-        self._now_reserved += cost
+        reserved = self._now_reserved + cost
+        peak = max(self._now_reserved.slots, self.held.slots)
+        self._now_reserved = dataclasses.replace(reserved, slots=peak)
         return True
 
     def settle(self, cost: Amounts, used_tokens: int) -> None:

@@ -34,6 +34,13 @@ class Gate(Protocol):
             InvalidApiKey, PermissionDenied, AuthUnavailable.
         """
 
+    async def tokens_left(self, principal: Principal) -> int | None:
+        """What a request that names no `max_tokens` can hope for now; None: any number.
+
+        Raises:
+            AuthUnavailable.
+        """
+
     async def admit(self, principal: Principal, num_tokens: int) -> Ticket:
         """A place for a request that may use up to `num_tokens`.
 
@@ -57,6 +64,10 @@ class OpenGate:
     async def identify(self, credential: str | None, scope: str) -> Principal:
         del credential, scope
         return LOCAL
+
+    async def tokens_left(self, principal: Principal) -> int | None:
+        del principal
+        return None
 
     async def admit(self, principal: Principal, num_tokens: int) -> Ticket:
         del principal, num_tokens

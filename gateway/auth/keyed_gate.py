@@ -27,6 +27,9 @@ from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
 if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
     from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
 
+# the last: a call that has ended by itself can't be written
+_BROKEN = (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError)
+
 
 class KeyedGate:
     """Asks the auth service; create it inside the event loop.
@@ -54,6 +57,9 @@ class KeyedGate:
         principal.require(scope)
         return principal
 
+    async def tokens_left(self, principal: Principal) -> int | None:
+        return await self._leases.tokens_left(principal)
+
     async def admit(self, principal: Principal, num_tokens: int) -> "KeyedTicket":
         try:
             hold = await self._leases.reserve(principal, num_tokens)
@@ -77,6 +83,9 @@ class KeyedGate:
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, OSError):
             async with asyncio.timeout(timeout_s):
                 await self._sender.flush()
+        with contextlib.suppress(*_BROKEN):
+            async with asyncio.timeout(timeout_s):
+                await self._leases.close()
 
     async def close(self) -> None:
         self._spool.close()

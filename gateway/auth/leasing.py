@@ -109,6 +109,20 @@ class LeaseKeeper:
                 raise _again(error)
         return await self._wait(tenant, cost)
 
+    async def tokens_left(self, principal: Principal) -> int | None:
+        """What is left to a tenant of its minute, day and month; None where it has no such limits.
+
+        Raises:
+            AuthUnavailable: it is not known, and the auth service does not answer.
+        """
+        if principal.limits.most_tokens is None:
+            return None
+        tenant = self._tenant(principal.tenant)
+        if tenant.last is None:
+            await self._wait(tenant, NOTHING)  # for a first answer
+        assert tenant.last is not None
+        return tenant.last.remaining.tokens + tenant.account.available(self._clock()).tokens
+
     def settle(self, hold: Hold, used_tokens: int) -> None:
         """A request ended."""
         hold.account.settle(hold.cost, used_tokens)
@@ -138,6 +152,29 @@ class LeaseKeeper:
                 self._connected = False
                 _log.debug("lease stream broke", extra={"error": as_mesh_error(exc).message})
             await asyncio.sleep(_RETRY_S)
+
+    async def close(self) -> None:
+        """Ends the leases of tenants for whom nothing runs; what is left of them is free at once.
+
+        Raises:
+            grpc.aio.AioRpcError: the auth service does not answer.
+        """
+        states = []
+        for name, tenant in list(self._tenants.items()):
+            if tenant.account.held == NOTHING and not tenant.waiters:
+                del self._tenants[name]
+                state = tenant.account.report([], self._clock())
+                states.append(dataclasses.replace(state, wanted=NOTHING, closing=True))
+        if not states:
+            return
+        call: Any = self._stub.Lease(timeout=_ANSWER_S)
+        try:
+            await call.write(pb.LeaseRequest(hello=self._hello))
+            report = pb.LeaseReport(leases=map(state_to_pb, states))
+            await call.write(pb.LeaseRequest(report=report))
+            await call.read()
+        finally:
+            call.cancel()
 
     async def _wait(self, tenant: _Tenant, cost: Amounts) -> Hold:
         if len(tenant.waiters) >= _MAX_WAITING:
@@ -224,7 +261,8 @@ class LeaseKeeper:
             account = tenant.account = _new_account(name)
         for waiter in tenant.waiters:
             waiter.asked = True
-        state = account.report([waiter.cost for waiter in tenant.waiters], now)
+        costs = [waiter.cost for waiter in tenant.waiters if waiter.cost != NOTHING]
+        state = account.report(costs, now)
         if account.is_idle and not tenant.waiters:
             del self._tenants[name]
             return dataclasses.replace(state, closing=True)

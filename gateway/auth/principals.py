@@ -49,9 +49,15 @@ class PrincipalCache:
         self._outage_s = outage_s
         self._clock = clock
         self._entries: OrderedDict[Digest, Entry] = OrderedDict()
-        self._refused: OrderedDict[Digest, tuple[float, InvalidApiKey]] = OrderedDict()
+        # no exception is kept: its traceback would keep the request that it was raised for
+        self._refused: OrderedDict[Digest, tuple[float, str]] = OrderedDict()
         self._unwatched_since: float | None = clock()
         self.sequence: int | None = None
+
+    @property
+    def num_refused(self) -> int:
+        """How many keys are remembered as no good."""
+        return len(self._refused)
 
     def fresh(self, key: Digest) -> Principal | None:
         """A principal that needs no question.
@@ -62,7 +68,7 @@ class PrincipalCache:
         now = self._clock()
         refused = self._refused.get(key)
         if refused is not None and now < refused[0]:
-            raise refused[1]
+            raise InvalidApiKey(refused[1]) from None
         entry = self._entries.get(key)
         if entry is None or now >= entry.expires_at:
             return None
@@ -95,11 +101,14 @@ class PrincipalCache:
         while len(self._entries) > _CAPACITY:
             self._entries.popitem(last=False)
 
-    def refuse(self, key: Digest, error: InvalidApiKey) -> None:
+    def refuse(self, key: Digest, message: str) -> None:
         """A key that is no good; asked for again after a moment."""
+        now = self._clock()
         self._entries.pop(key, None)
-        self._refused[key] = (self._clock() + _REFUSED_TTL_S, error)
-        while len(self._refused) > _CAPACITY:
+        self._refused[key] = (now + _REFUSED_TTL_S, message)
+        self._refused.move_to_end(key)
+        # the oldest come first
+        while len(self._refused) > _CAPACITY or next(iter(self._refused.values()))[0] <= now:
             self._refused.popitem(last=False)
 
     def watched(self, sequence: int, *, resync: bool) -> None:

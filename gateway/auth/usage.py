@@ -88,6 +88,8 @@ class Spool:
     def segments(self) -> Iterator["Segment"]:
         """Segments that nobody else writes or sends, oldest first; each is ours until released."""
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            if path.name.startswith("."):
+                continue  # another gateway is about to lock it
             segment = Segment.take(path)
             if segment is not None:
                 yield segment
@@ -98,9 +100,14 @@ class Spool:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         # locked before it has its name: nobody may take it for a dead writer's
         draft = self._folder / f".{name}"
-        self._file = os.open(draft, flags, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        draft.rename(self._folder / name)
+        file = os.open(draft, flags, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.rename(self._folder / name)
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
 
     def _write(self) -> None:
         """Whole lines or nothing: after a full disk, what was half written is cut off."""

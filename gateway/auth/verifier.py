@@ -99,7 +99,7 @@ class Verifier:
             error = from_rpc_error(exc)
             KEY_CHECKS.labels(error.code).inc()
             if isinstance(error, InvalidApiKey):
-                self._cache.refuse(key, error)
+                self._cache.refuse(key, error.message)
                 raise error from None
             stale = self._cache.stale(key)
             if stale is not None:

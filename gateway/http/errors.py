@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.auth.headers import PREFIX
-from infermesh.errors import MeshError, as_mesh_error
+from infermesh.errors import MeshError, RateLimitExceeded, as_mesh_error
 from infermesh.telemetry import logs
 
 _log = logs.get(__name__)
@@ -39,7 +39,9 @@ def error_headers(error: MeshError) -> dict[str, str]:
     Official SDKs repeat every 5xx unless `x-should-retry` says that it is pointless.
     """
     headers = {name: value for name, value in error.metadata.items() if name.startswith(PREFIX)}
-    headers["x-should-retry"] = "true" if error.retryable else "false"
+    # a rate limit that names no time is one that the request alone passes
+    hopeless = isinstance(error, RateLimitExceeded) and error.retry_after_s is None
+    headers["x-should-retry"] = "true" if error.retryable and not hopeless else "false"
     if error.retry_after_s is None:
         return headers
     return {

@@ -17,6 +17,8 @@ from services.auth.schema import changes, counters
 from services.auth.values import KeyId, TenantId
 
 POLL_S = 0.25
+# A feed that was not read for so long may have missed a change: silence is no good news.
+STALE_S = 1.0
 _KEPT_S = 7 * 86_400
 _PAGE = 1000
 
@@ -71,6 +73,7 @@ class ChangeFeed:
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._latest = 0
+        self._read_at = 0.0
 
     def notify(self) -> None:
         """This process has committed a change."""
@@ -82,6 +85,7 @@ class ChangeFeed:
             too_old = changes.c.changed_at < int(self._clock()) - _KEPT_S
             await connection.execute(sa.delete(changes).where(too_old))
             self._latest = await latest(connection)
+        self._read_at = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Looks for changes of other processes until cancelled."""
@@ -92,11 +96,13 @@ class ChangeFeed:
             except TimeoutError:
                 pass
             self._wake.clear()
+            began_at = asyncio.get_running_loop().time()
             try:
                 async with self._database.reading() as connection:
                     number = await latest(connection)
             except AuthUnavailable:
                 continue
+            self._read_at = began_at
             if number != self._latest:
                 self._latest = number
                 self._news.set()
@@ -114,7 +120,11 @@ class ChangeFeed:
         return (number if missed else after), missed
 
     async def follow(self, after: int, patience_s: float) -> AsyncIterator[list[Change]]:
-        """Changes in order; an empty list after each `patience_s` of silence."""
+        """Changes in order; an empty list after each `patience_s` of silence.
+
+        Raises:
+            AuthUnavailable: the database could not be read lately.
+        """
         while True:
             news = self._news
             found = await self._read(after)
@@ -126,6 +136,8 @@ class ChangeFeed:
                 async with asyncio.timeout(patience_s):
                     await news.wait()
             except TimeoutError:
+                if asyncio.get_running_loop().time() - self._read_at > STALE_S:
+                    raise AuthUnavailable("changes of keys can't be read now") from None
                 yield []
 
     async def _read(self, after: int) -> list[Change]:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from infermesh.config import ConfigError
@@ -25,6 +26,7 @@ _log = logs.get(__name__)
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _BUSY_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
+_COMMAND_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 1.0
 _POOL_SIZE = 8
 
@@ -36,14 +38,17 @@ def async_url(text: str) -> URL:
         ConfigError: it is no URL, or of another kind of database.
     """
     scheme, separator, rest = text.partition("://")
-    if scheme == "postgres":  # as many tools write it
-        text = f"postgresql{separator}{rest}"
+    if not separator:
+        scheme = ""
+    if scheme == "postgres":
+        text = f"postgresql://{rest}"
     try:
         url = make_url(text)
-    except ArgumentError:  # never the text itself: it may hold a password
+    except (ArgumentError, ValueError):
         raise ConfigError(
-            "auth.database_url is no database URL; sqlite:///PATH and "
-            "postgresql://USER@HOST/NAME are"
+            # the value may hold a password
+            f"auth.database_url is no database URL (scheme {scheme[:20]!r}); "
+            "sqlite:///PATH and postgresql://USER@HOST/NAME are"
         ) from None
     kind = url.get_backend_name()
     if kind not in _DRIVERS:
@@ -102,7 +107,7 @@ class Database:
                 self.url,
                 pool_size=_POOL_SIZE,
                 pool_pre_ping=True,
-                connect_args={"timeout": _CONNECT_TIMEOUT_S},
+                connect_args={"timeout": _CONNECT_TIMEOUT_S, "command_timeout": _COMMAND_TIMEOUT_S},
             )
         folder = Path(self.url.database or "").parent
         if self.url.database and not self.url.database.startswith("file:") and not folder.is_dir():
@@ -121,7 +126,7 @@ class Database:
     def _failures(self) -> Any:
         try:
             yield
-        except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
+        except (OperationalError, InterfaceError, PoolTimeout, OSError, TimeoutError) as error:
             raise self._unavailable(error) from None
         except DBAPIError as error:
             # the base class is what the driver has no name for: no such database, a shutdown

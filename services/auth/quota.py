@@ -4,7 +4,8 @@ A tenant's quota at any time is *settled* (spent for sure, in a window) plus *op
 gateways, neither spent nor returned yet). Grants keep settled + open within every limit, so that
 nothing can be admitted beyond it, whatever gateways do with what they hold. Spending is settled
 when it is reported, thus never earlier than it happened: it leaves the window too late, not too
-early.
+early. Except: what a request holds when its lease ends in an outage is settled at that end, though
+the request may run on.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from services.auth.values import SCOPES, Key, KeyId, TenantId
 _ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 _REQUIRED = ("exp", "iss", "aud", "sub")
 _MAX_ID_CHARS = 32
+_MAX_VALID_S = 100 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Tokens:
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         now, expires_at = self._clock(), float(claims["exp"])
-        if not math.isfinite(expires_at):
+        if not math.isfinite(expires_at) or expires_at > now + _MAX_VALID_S:
             raise ValueError
         if expires_at <= now:
             raise InvalidApiKey("Incorrect token provided: it has expired.")
@@ -109,12 +110,11 @@ class Tokens:
 
 
 def _key_id(subject: str) -> KeyId:
-    """Names the subject in the ledger; a long one by its hash, so that two are never one."""
+    """Of its own for each subject, also where that is longer than the column."""
     whole = f"jwt:{subject}"
-    if len(whole) <= _MAX_ID_CHARS:
-        return KeyId(whole)
-    digest = hashlib.sha256(subject.encode()).hexdigest()
-    return KeyId(f"jwt:{digest[: _MAX_ID_CHARS - 4]}")
+    if len(whole) > _MAX_ID_CHARS:
+        whole = f"jwt:{hashlib.sha256(subject.encode()).hexdigest()}"[:_MAX_ID_CHARS]
+    return KeyId(whole)
 
 
 def _read(path: Path) -> dict[str, jwt.PyJWK]:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from infermesh import rpc
 from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1 import errors_pb2
 from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
+from services.auth.database import Database
+from services.auth.schema import leases
 from tests.auth_process import Auth, TurnedClock, running_auth
 
 LEASE_S = 20.0
@@ -161,6 +164,23 @@ async def test_new_incarnation_of_a_gateway_ends_the_leases_of_the_old_one(auth:
     assert (await new.report("busy", needed=need)).granted == pb.QuotaAmounts(slots=4)
     for gateway in (old, other, new):
         gateway.close()
+
+
+async def test_new_incarnation_ends_all_of_the_old_leases(auth: Auth) -> None:
+    await auth.tenant("busy", max_concurrency=4)
+    old = [Gateway(auth.stub, "one", number) for number in "123"]
+    query = sa.select(sa.func.count()).select_from(leases)
+    database = Database(auth.config.database_url)
+    await old[0].report("busy")
+    async with database.writing() as connection:  # as from streams that were open side by side
+        row = dict((await connection.execute(sa.select(leases))).mappings().one())
+        for number in "23":
+            copy = {**row, "id": f"one-{number}", "incarnation": number}
+            await connection.execute(sa.insert(leases).values(**copy))
+    await Gateway(auth.stub, "one", "4").report("busy")
+    async with database.reading() as connection:
+        assert (await connection.execute(query)).scalar_one() == 1
+    await database.close()
 
 
 async def test_slots_of_a_lost_gateway_are_kept_while_its_requests_may_run(

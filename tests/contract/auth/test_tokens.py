@@ -108,11 +108,10 @@ async def test_token_is_refused_when_one_thing_is_wrong(
     assert isinstance(from_rpc_error(caught.value), InvalidApiKey)
 
 
-async def test_long_subjects_stay_apart(auth: Auth, clock: TurnedClock) -> None:
-    prefix = "urn:example:department:people:"
-    ids = {(await verify(auth, signed(clock, sub=prefix + who))).key_id for who in ("ann", "bob")}
+async def test_subjects_that_begin_alike_are_told_apart(auth: Auth, clock: TurnedClock) -> None:
+    ids = {(await verify(auth, signed(clock, sub="u" * 40 + end))).key_id for end in "ab"}
     assert len(ids) == 2
-    assert max(map(len, ids)) <= 32
+    assert all(len(key_id) <= 32 for key_id in ids)
 
 
 async def test_unsigned_and_altered_tokens_are_refused(auth: Auth, clock: TurnedClock) -> None:

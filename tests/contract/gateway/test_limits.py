@@ -78,6 +78,38 @@ async def test_request_above_the_limit_itself_is_refused_at_once(auth: Auth, key
     with pytest.raises(openai.RateLimitError, match="too large") as caught:
         await ask(keyed, text, max_tokens=100)
     assert "retry-after" not in caught.value.response.headers
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+async def test_request_above_the_budget_itself_is_insufficient_quota(
+    auth: Auth, keyed: Edge
+) -> None:
+    await auth.tenant("poor", daily_tokens=20)
+    text, _ = await auth.key("poor")
+    with pytest.raises(openai.RateLimitError, match="too large") as caught:
+        await ask(keyed, text, max_tokens=100)
+    assert caught.value.code == "insufficient_quota"
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "daily_tokens", "monthly_tokens"])
+async def test_open_end_is_held_to_what_is_left_now(auth: Auth, keyed: Edge, limit: str) -> None:
+    await auth.tenant("modest", **{limit: 200})
+    text, _ = await auth.key("modest")
+    await ask(keyed, text, max_tokens=30)
+    answer = await client(keyed, text).chat.completions.create(**CHAT)
+    assert answer.usage.completion_tokens >= 100
+    totals = await settled(auth, 2, "modest")
+    assert sum(total.prompt_tokens + total.completion_tokens for total in totals) <= 200
+
+
+async def test_slots_are_free_again_when_a_gateway_has_stopped(auth: Auth, tmp_path: Path) -> None:
+    await auth.tenant("narrow", max_concurrency=1)
+    text, _ = await auth.key("narrow")
+    async with keyed_gateway(tmp_path / "one", auth) as edge:
+        await ask(edge, text)
+        await edge.service.drain(1.0)
+    async with keyed_gateway(tmp_path / "two", auth) as edge:
+        await ask(edge, text)
 
 
 async def test_requests_at_once_are_counted_until_they_end(auth: Auth, keyed: Edge) -> None:
@@ -98,9 +130,9 @@ async def test_place_is_free_again_when_the_client_goes_away(auth: Auth, keyed: 
     await auth.tenant("narrow", max_concurrency=1, tokens_per_minute=200)
     text, _ = await auth.key("narrow")
     keyed.replica.gated = True
-    gone = asyncio.create_task(ask(keyed, text, max_tokens=150))
-    await keyed.replica.wait(lambda: keyed.replica.num_streams == 1)
-    gone.cancel()
+    # its headers are here, so it was admitted, and will have a row
+    stream = await ask(keyed, text, max_tokens=150, stream=True)
+    await stream.close()
     await keyed.replica.wait(lambda: keyed.replica.num_streams == 0)
     keyed.replica.gated = False
     async with asyncio.timeout(10):

@@ -87,11 +87,31 @@ def test_everything_is_dropped_when_changes_were_missed(cache: PrincipalCache) -
 
 
 def test_refused_key_is_refused_again_for_a_moment(cache: PrincipalCache, clock: Clock) -> None:
-    cache.refuse(KEY, InvalidApiKey("no"))
-    with pytest.raises(InvalidApiKey):
+    cache.refuse(KEY, "no")
+    with pytest.raises(InvalidApiKey, match="no"):
         cache.fresh(KEY)
     clock.now += 5
     assert cache.fresh(KEY) is None
+
+
+def test_refused_key_keeps_nothing_of_the_requests_that_used_it(cache: PrincipalCache) -> None:
+    cache.refuse(KEY, "no")
+    seen: list[InvalidApiKey] = []
+    for _ in range(2):
+        with pytest.raises(InvalidApiKey) as caught:
+            cache.fresh(KEY)
+        seen.append(caught.value)
+    assert seen[0] is not seen[1]
+
+
+def test_refused_keys_are_forgotten_when_their_moment_is_over(
+    cache: PrincipalCache, clock: Clock
+) -> None:
+    for number in range(100):
+        cache.refuse(digest(str(number)), "no")
+    clock.now += 5
+    cache.refuse(KEY, "no")
+    assert cache.num_refused == 1
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,32 @@ def test_row_is_written_later_when_the_disk_is_full(
     spool.close()
 
 
+def test_draft_of_another_gateway_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".1-1-1.usage").write_text("")
+    spool = Spool(tmp_path)
+    assert list(spool.segments()) == []
+    spool.close()
+
+
+def test_row_is_kept_when_a_new_segment_cannot_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.append(row(1))
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", gone)
+        spool.seal()
+        spool.append(row(2))
+    spool.seal()
+    spool.seal()
+    assert ids(spool) == ["1", "2"]
+    spool.close()
+
+
 def test_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
