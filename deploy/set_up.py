@@ -17,7 +17,7 @@ CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
-DOWNLOAD = {"cpu": "about 250 MB (torch's CPU build is 190 MB of it)", "cuda": "several GB (CUDA)"}
+DOWNLOAD = {"cpu": "about 400 MB (torch's CPU build is 190 MB of it)", "cuda": "several GB (CUDA)"}
 
 
 class SetupError(Exception):

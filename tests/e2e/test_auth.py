@@ -207,6 +207,7 @@ async def test_three_gateways_admit_no_more_together_than_one(mesh: Mesh, tmp_pa
     assert sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows) == used
 
 
+@pytest.mark.slow
 async def test_mesh_on_postgresql_admits_no_more_over_one_and_three_gateways(
     tmp_path: Path, postgres: Postgres
 ) -> None:
@@ -309,6 +310,7 @@ def assert_billed(mesh: Mesh, tenant: str, answered: dict[str, int], cut: set[st
     assert {request_id: tokens for request_id, tokens in rows if request_id not in cut} == answered
 
 
+@pytest.mark.slow
 def test_known_keys_go_on_and_no_row_is_lost_or_doubled_when_auth_is_killed(mesh: Mesh) -> None:
     key = make_tenant(mesh, "steady", "--tokens-per-minute", "1000000")
     unknown = command(mesh, "keys", "create", "--tenant", "steady")

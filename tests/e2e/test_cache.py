@@ -324,6 +324,7 @@ def test_requests_go_on_when_the_cache_is_killed_and_its_entries_come_back(own_m
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
+@pytest.mark.slow
 def test_damaged_log_loses_one_entry_at_most(own_mesh: Mesh, damage: str) -> None:
     mesh = own_mesh
     questions = [CAPITAL, "Name a colour", "Who are you?"]
@@ -345,6 +346,7 @@ def test_damaged_log_loses_one_entry_at_most(own_mesh: Mesh, damage: str) -> Non
         assert said(ask(mesh, text)) == answers[text]
 
 
+@pytest.mark.slow
 def test_hanging_cache_costs_no_error(tmp_path: Path) -> None:
     with Mesh(tmp_path, "--dtype", "float32") as mesh:
         wait_embedder(mesh)
@@ -364,6 +366,7 @@ def test_hanging_cache_costs_no_error(tmp_path: Path) -> None:
         wait_until(lambda: outcome(ask(mesh, CAPITAL)) == "hit", 30, "the cache answers again")
 
 
+@pytest.mark.slow
 def test_mesh_answers_before_its_cache_is_there(tmp_path: Path) -> None:
     with Mesh(tmp_path, "--dtype", "float32") as mesh:
         assert "Paris" in said(ask(mesh, CAPITAL))

@@ -96,7 +96,7 @@ def newer_database(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (bad_database_url, ["auth.database_url", "nonsense"]),
+        (bad_database_url, ["auth.database_url", "no database URL"]),
         (database_without_folder, ["auth.database_url", "/no"]),
         (newer_database, ["9999", "later version"]),
         (corrupt_weights, ["model.safetensors"]),

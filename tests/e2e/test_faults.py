@@ -59,6 +59,7 @@ def test_stream_equals_an_undisturbed_run_when_a_process_is_killed(
     assert mesh.metric("scheduler-0", "num_blocks_used") == 0
 
 
+@pytest.mark.slow
 def test_several_streams_go_on_when_the_shard_is_killed(mesh: Mesh) -> None:
     calls = [long_chat(mesh, index, 5 + index) for index in range(4)]
     expected: list[str] = []
