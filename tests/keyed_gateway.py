@@ -52,4 +52,4 @@ async def settled(auth: Auth, num_requests: int, tenant: str = "") -> list[Any]:
             totals = await auth.usage(tenant)
             if sum(total.num_requests for total in totals) >= num_requests:
                 return totals
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # a poll: usage is sent in the background

@@ -79,7 +79,7 @@ class Postgres:
         while self._psql("SELECT 1", check=False) != 0:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self._folder / "log").read_text())
-            time.sleep(0.05)
+            time.sleep(0.05)  # a poll: the server tells nobody that it is ready
 
     def stop(self) -> None:
         """Ends it."""

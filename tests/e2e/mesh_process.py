@@ -166,7 +166,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str = "") 
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
-        time.sleep(0.02)
+        time.sleep(0.02)  # a poll, see above
 
 
 def run_infermesh(

@@ -41,7 +41,7 @@ async def test_known_keys_go_on_and_unknown_ones_get_503_when_auth_is_gone(
                 await ask(keyed, unknown)
                 break
             except openai.InternalServerError:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # a poll: the gateway reconnects in its own time
     totals = await settled(again, 11)
     assert sum(total.num_requests for total in totals) == 11
     await again.stop()
