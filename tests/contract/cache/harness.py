@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from infermesh import rpc
 from infermesh.config import CacheConfig
+from infermesh.errors import MeshError, from_rpc_error
 from infermesh.v1 import sampling_pb2
 from infermesh.v1 import semantic_cache_admin_service_pb2 as admin_pb
 from infermesh.v1 import semantic_cache_admin_service_pb2_grpc as admin_grpc
@@ -146,3 +148,10 @@ def names(response: pb.LookupResponse) -> tuple[str, str]:
         pb.LookupOutcome.Name(response.outcome).removeprefix("LOOKUP_OUTCOME_"),
         pb.LookupReason.Name(response.reason).removeprefix("LOOKUP_REASON_"),
     )
+
+
+async def error_of(call: Any) -> MeshError:
+    """What a call failed with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
