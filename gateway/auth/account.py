@@ -14,6 +14,10 @@ from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
 
+# Of what was reserved in the last interval or two: some ten seconds of it, half a lease.
+_AHEAD = 8
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What is reported of a lease."""
@@ -125,11 +129,13 @@ class Account:
     def report(self, waiting: list[Amounts], now: float) -> State:
         """What to tell, and to ask for.
 
-        Keeps as much as was reserved lately; returns the rest, which others can use.
+        Keeps several times what was reserved lately, so that requests go on while the auth service
+        is away; returns the rest, which others can use.
         """
         available = self.available(now)
         needed = sum(waiting, NOTHING)
-        target = self.recent
+        recent = self.recent
+        target = Amounts(_AHEAD * recent.requests, _AHEAD * recent.tokens, recent.slots)
         if not waiting and now < self.usable_until:
             excess = (available - target).at_least(NOTHING)
             self.returned += excess
