@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
-
 # Of what was reserved in the last interval or two: some ten seconds of it, half a lease.
 _AHEAD = 8
 
