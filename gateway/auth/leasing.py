@@ -211,6 +211,8 @@ class LeaseKeeper:
     async def _report_on(self, call: Any) -> None:
         try:
             await call.write(pb.LeaseRequest(hello=self._hello))
+            # answered before any interval is over: what is in hand does not dwindle in an outage
+            await self._exchange(call, everyone=True)
             next_tick = self._clock() + REPORT_S
             while True:
                 if self._clock() >= next_tick:
