@@ -23,6 +23,7 @@ class Keeper:
         self._unsent: deque[tuple[pb.StoreRequest, int]] = deque()
         self._num_bytes = 0
         self._outgoing = asyncio.Event()
+        self._stream = 0
 
     def put(self, entry: pb.StoreRequest) -> bool:
         """Queues an entry; False where there is no room for it."""
@@ -41,15 +42,20 @@ class Keeper:
         Raises:
             grpc.aio.AioRpcError, ReplicaUnavailable: why it ended.
         """
-        call = open_stream(self._entries())
+        self._stream += 1
+        call = open_stream(self._entries(self._stream))
         try:
             await call
         finally:
             call.cancel()
+            # Ends `_entries`, which grpc forgets where the peer ended: it would wait beside its
+            # successor and take entries that nobody reads.
+            self._stream += 1
+            self._outgoing.set()
         raise ReplicaUnavailable("the cache takes no more answers")
 
-    async def _entries(self) -> AsyncIterator[pb.StoreRequest]:
-        while True:
+    async def _entries(self, stream: int) -> AsyncIterator[pb.StoreRequest]:
+        while stream == self._stream:
             while self._unsent:
                 entry, size = self._unsent.popleft()
                 self._num_bytes -= size

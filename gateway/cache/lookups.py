@@ -78,11 +78,12 @@ class Lookups:
         finally:
             call.cancel()
             self._is_broken = True
+            self._outgoing.set()  # ends `_requests`, which grpc forgets where the peer ended
             for lookup_id in list(self._open):
                 self._end(lookup_id, UNAVAILABLE)
 
     async def _requests(self) -> AsyncIterator[pb.LookupRequest]:
-        while True:
+        while not self._is_broken:
             while self._queries or self._cancels:
                 if self._queries:
                     query = self._queries.pop(next(iter(self._queries)))

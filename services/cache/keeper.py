@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from infermesh.config import CacheConfig
 from infermesh.errors import Internal, MeshError, NotFound
-from infermesh.telemetry import logs, metrics
+from infermesh.telemetry import metrics
 from services.cache import courtesy
 from services.cache.batching import Lane
 from services.cache.domain import Draft, Entry, EntryId, StoreOutcome
@@ -24,7 +24,6 @@ _WORDS_BATCH = 4
 _HOUSEKEEPING_S = 5.0
 _RETRY_DISK_S = 30.0
 
-_log = logs.get(__name__)
 _stores = metrics.counter(
     "cache_stores_total", "Answers offered, by what became of them.", ("outcome",)
 )

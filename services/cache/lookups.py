@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from infermesh.config import CacheConfig
 from infermesh.errors import MeshError
-from infermesh.telemetry import logs, metrics
+from infermesh.telemetry import metrics
 from services.cache import courtesy, wording
 from services.cache.batching import Lane
 from services.cache.domain import Decision, Found, Outcome, Query, Reason, miss
@@ -27,7 +27,6 @@ from services.cache.store import Held
 # A pass under way for this many deadlines hangs: lookups stop waiting for it.
 _HANGS_AFTER_DEADLINES = 10
 
-_log = logs.get(__name__)
 _lookups = metrics.counter(
     "cache_lookups_total", "Lookups by outcome and reason.", ("outcome", "reason")
 )
