@@ -25,6 +25,18 @@ class Limits:
         return min((limit for limit in each if limit is not None), default=None)
 
 
+# What a refusal calls each limit.
+LIMIT_WORDS = {
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "max_concurrency": "requests at once",
+    "daily_tokens": "tokens per day",
+    "monthly_tokens": "tokens per month",
+}
+# Running out of these is no matter of seconds.
+BUDGETS = frozenset({"daily_tokens", "monthly_tokens"})
+
+
 @dataclass(frozen=True, slots=True)
 class Amounts:
     """Requests, tokens and slots of concurrency; never negative in a valid state."""

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
-from infermesh.quota import NOTHING, Amounts, Limits
+from infermesh.quota import BUDGETS, LIMIT_WORDS, NOTHING, Amounts, Limits
 
 # Of what was reserved in the last interval or two: some ten seconds of it, half a lease.
 _AHEAD = 8
@@ -57,18 +57,19 @@ def cost_of(limits: Limits, num_tokens: int) -> Amounts:
 
 def refuse_impossible(tenant: str, limits: Limits, cost: Amounts) -> None:
     """Raises RateLimitExceeded or InsufficientQuota for a request that no wait could help."""
-    for limit, what, amount in (
-        (limits.tokens_per_minute, "tokens per minute", cost.tokens),
-        (limits.daily_tokens, "tokens per day", cost.tokens),
-        (limits.monthly_tokens, "tokens per month", cost.tokens),
-        (limits.requests_per_minute, "requests per minute", cost.requests),
-        (limits.max_concurrency, "requests at once", cost.slots),
-    ):
+    amounts = {
+        "tokens_per_minute": cost.tokens,
+        "daily_tokens": cost.tokens,
+        "monthly_tokens": cost.tokens,
+        "requests_per_minute": cost.requests,
+        "max_concurrency": cost.slots,
+    }
+    for name, amount in amounts.items():
+        limit = getattr(limits, name)
         if limit is not None and amount > limit:
-            is_budget = what in ("tokens per day", "tokens per month")
-            error = InsufficientQuota if is_budget else RateLimitExceeded
+            error = InsufficientQuota if name in BUDGETS else RateLimitExceeded
             raise error(
-                f"Request too large for tenant {tenant} on {what}: limit {limit}, "
+                f"Request too large for tenant {tenant} on {LIMIT_WORDS[name]}: limit {limit}, "
                 f"requested {amount}. Reduce the prompt or max_tokens."
             )
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
-from infermesh.quota import NOTHING, Amounts
+from infermesh.quota import BUDGETS, LIMIT_WORDS, NOTHING, Amounts
 from services.auth import quota
 from services.auth.quota import Refusal, Tally
 from services.auth.schema import leases, quotas, tenants
@@ -18,13 +18,6 @@ from services.auth.tenants import limits_of
 from services.auth.values import Gateway, LeaseId, Report, TenantId
 
 _KINDS = ("requests", "tokens", "slots")
-_WORDS = {
-    "requests_per_minute": "requests per minute",
-    "tokens_per_minute": "tokens per minute",
-    "max_concurrency": "requests at once",
-    "daily_tokens": "tokens per day",
-    "monthly_tokens": "tokens per month",
-}
 
 
 @dataclass(slots=True)
@@ -149,12 +142,11 @@ class Account:
         found = quota.refusal(
             self._limits, self.tally, self._open(), report.least_needed, self.now
         ) or Refusal("max_concurrency", self._limits.max_concurrency or 0, 1.0)
-        words = _WORDS[found.limit]
+        words = LIMIT_WORDS[found.limit]
         sentence = f"Rate limit reached for tenant {self._tenant_id} on {words}: {found.allowed}."
         if found.retry_after_s is not None:
             sentence += f" Please try again in {found.retry_after_s:.1f} s."
-        is_budget = found.limit in ("daily_tokens", "monthly_tokens")
-        error = InsufficientQuota if is_budget else RateLimitExceeded
+        error = InsufficientQuota if found.limit in BUDGETS else RateLimitExceeded
         return error(sentence, retry_after_s=found.retry_after_s)
 
     def _open(self) -> Amounts:

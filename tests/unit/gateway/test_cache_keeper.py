@@ -15,6 +15,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.taken: list[pb.StoreRequest] = []
+        self.has_four = asyncio.Event()
         self.readers: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[None] | None = None
 
@@ -33,6 +34,8 @@ class Peer:
         async for entry in entries:
             if not broken.done():
                 self.taken.append(entry)
+            if len(self.taken) == 4:
+                self.has_four.set()
 
     def __await__(self):  # type: ignore[no-untyped-def]
         assert self._broken is not None
@@ -57,7 +60,6 @@ async def test_no_entry_goes_to_a_stream_that_broke() -> None:
         keeper.put(pb.StoreRequest())
     async with asyncio.timeout(5):
         await asyncio.gather(*peer.readers[:-1])  # the forgotten ones have ended
-        while len(peer.taken) < 4:
-            await asyncio.sleep(0)
+        await peer.has_four.wait()
     last.cancel()
     peer.readers[-1].cancel()
