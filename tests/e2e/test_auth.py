@@ -310,7 +310,6 @@ def assert_billed(mesh: Mesh, tenant: str, answered: dict[str, int], cut: set[st
     assert {request_id: tokens for request_id, tokens in rows if request_id not in cut} == answered
 
 
-@pytest.mark.slow
 def test_known_keys_go_on_and_no_row_is_lost_or_doubled_when_auth_is_killed(mesh: Mesh) -> None:
     key = make_tenant(mesh, "steady", "--tokens-per-minute", "1000000")
     unknown = command(mesh, "keys", "create", "--tenant", "steady")
