@@ -62,13 +62,19 @@ class StateFolder:
         write_whole(self.key_file, api_key + "\n", PRIVATE)
 
     def running(self) -> list[dict[str, Any]]:
-        """The ready files of the meshes that run now, the one that was started last at the end."""
+        """The ready files of the meshes that run now, the one that was started last at the end.
+
+        What a mesh that was killed has left is removed: it names a key, and its pid may be another
+        process's one day.
+        """
         found = []
         for path in (self.root / "run").glob("*.json"):
             try:
                 facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
                 os.kill(int(path.stem), 0)
                 found.append((path.stat().st_mtime_ns, facts))
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
             except (OSError, ValueError):
-                continue  # it was killed, or ends just now
+                continue  # it ends just now
         return [facts for _, facts in sorted(found, key=lambda one: one[0])]
