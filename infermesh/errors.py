@@ -3,7 +3,7 @@
     MeshError
     ├── InvalidRequest ── UnsupportedParameter, ContextLengthExceeded, RequestTooLarge
     ├── NotFound ── ModelNotFound
-    ├── AlreadyExists
+    ├── AlreadyExists ── IdempotencyConflict
     ├── InvalidApiKey, PermissionDenied
     ├── QueueFull, DeadlineExceeded, Cancelled, SlowConsumer
     ├── RateLimitExceeded, InsufficientQuota
@@ -115,6 +115,12 @@ class AlreadyExists(MeshError):
     grpc_code = grpc.StatusCode.ALREADY_EXISTS
     http_status = 409
     openai_type = "invalid_request_error"
+
+
+class IdempotencyConflict(AlreadyExists):
+    """The idempotency key was used with another request."""
+
+    reason = pb.ERROR_REASON_IDEMPOTENCY_CONFLICT
 
 
 class InvalidApiKey(MeshError):

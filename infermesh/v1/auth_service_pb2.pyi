@@ -118,7 +118,15 @@ Global___Principal: _TypeAlias = Principal  # noqa: Y015
 
 @_typing.final
 class TenantLimits(_message.Message):
-    """Absent: unlimited. Zero allows nothing."""
+    """Absent: unlimited. Zero allows nothing.
+
+    The minute slides, in seconds of the auth service's clock. What is used counts from its grant on,
+    and for 60 to 61 seconds after the gateway reported it, which is some time after it was used: no
+    60 seconds see more than the limit, and some see less, by what gateways hold ahead. Two things
+    are not covered: a request that outlives its lease because the auth service is away counts as
+    spent when the lease ended, though it may run on; and a clock of the auth service that is set
+    forward ends the window early. Put right again, it is followed at once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,9 +136,9 @@ class TenantLimits(_message.Message):
     DAILY_TOKENS_FIELD_NUMBER: _builtins.int
     MONTHLY_TOKENS_FIELD_NUMBER: _builtins.int
     requests_per_minute: _builtins.int
-    """In any 60 seconds."""
+    """Per sliding minute, see above."""
     tokens_per_minute: _builtins.int
-    """Prompt and output, in any 60 seconds."""
+    """Prompt and output, per sliding minute, see above."""
     max_concurrency: _builtins.int
     """Requests that run at once."""
     daily_tokens: _builtins.int

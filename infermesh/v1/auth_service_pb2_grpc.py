@@ -74,7 +74,8 @@ class AuthServiceServicer(object):
 
     def Lease(self, request_iterator, context):
         """Quota of one gateway process. The gateway sends `hello` first, then reports, one at a time: the
-        next after the answer to the last. Each report is answered by exactly one response.
+        next after the answer to the last. Each report is answered by exactly one response, after one
+        transaction per lease in it: a gateway reports some dozens of tenants at a time.
         All amounts are totals since the lease began, so a report or an answer that was lost or came
         twice changes nothing. A lease that is not reported for its time is over: what was granted and
         neither spent nor returned counts as spent when it ended. `hello` of a new incarnation ends the

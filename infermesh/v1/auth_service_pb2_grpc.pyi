@@ -42,7 +42,8 @@ class AuthServiceStub:
     """
     Lease: _grpc.StreamStreamMultiCallable[_auth_service_pb2.LeaseRequest, _auth_service_pb2.LeaseResponse]
     """Quota of one gateway process. The gateway sends `hello` first, then reports, one at a time: the
-    next after the answer to the last. Each report is answered by exactly one response.
+    next after the answer to the last. Each report is answered by exactly one response, after one
+    transaction per lease in it: a gateway reports some dozens of tenants at a time.
     All amounts are totals since the lease began, so a report or an answer that was lost or came
     twice changes nothing. A lease that is not reported for its time is over: what was granted and
     neither spent nor returned counts as spent when it ended. `hello` of a new incarnation ends the
@@ -79,7 +80,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
     Lease: _aio.StreamStreamMultiCallable[_auth_service_pb2.LeaseRequest, _auth_service_pb2.LeaseResponse]  # type: ignore[assignment]
     """Quota of one gateway process. The gateway sends `hello` first, then reports, one at a time: the
-    next after the answer to the last. Each report is answered by exactly one response.
+    next after the answer to the last. Each report is answered by exactly one response, after one
+    transaction per lease in it: a gateway reports some dozens of tenants at a time.
     All amounts are totals since the lease began, so a report or an answer that was lost or came
     twice changes nothing. A lease that is not reported for its time is over: what was granted and
     neither spent nor returned counts as spent when it ended. `hello` of a new incarnation ends the
@@ -125,7 +127,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_auth_service_pb2.LeaseResponse], _abc.AsyncIterator[_auth_service_pb2.LeaseResponse]]:
         """Quota of one gateway process. The gateway sends `hello` first, then reports, one at a time: the
-        next after the answer to the last. Each report is answered by exactly one response.
+        next after the answer to the last. Each report is answered by exactly one response, after one
+        transaction per lease in it: a gateway reports some dozens of tenants at a time.
         All amounts are totals since the lease began, so a report or an answer that was lost or came
         twice changes nothing. A lease that is not reported for its time is over: what was granted and
         neither spent nor returned counts as spent when it ended. `hello` of a new incarnation ends the

@@ -35,6 +35,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 7
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 8
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 9
+    ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 10
+    """The idempotency key was used with another request."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """Load and time."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 21
@@ -79,6 +81,8 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 6
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 7
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 8
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 9
+ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 10
+"""The idempotency key was used with another request."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """Load and time."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 21

@@ -601,6 +601,7 @@ class Model(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     architecture: _builtins.str
     dtype: _builtins.str
@@ -612,6 +613,8 @@ class Model(_message.Message):
     kind: Global___ModelKind.ValueType
     dimensions: _builtins.int
     """Of an embedding; 0 for other models."""
+    quantization: _builtins.str
+    """"int8", "int4-g32"; empty: weights are floats."""
     def __init__(
         self,
         *,
@@ -623,10 +626,11 @@ class Model(_message.Message):
         created_unix_s: _builtins.int = ...,
         kind: Global___ModelKind.ValueType = ...,
         dimensions: _builtins.int = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "created_unix_s", b"created_unix_s", "dimensions", b"dimensions", "dtype", b"dtype", "id", b"id", "kind", b"kind", "max_model_len", b"max_model_len", "num_ready_replicas", b"num_ready_replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "created_unix_s", b"created_unix_s", "dimensions", b"dimensions", "dtype", b"dtype", "id", b"id", "kind", b"kind", "max_model_len", b"max_model_len", "num_ready_replicas", b"num_ready_replicas", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,7 +52,7 @@ class ModelManifest(_message.Message):
     """transformers' model_type: "llama", "qwen2", ..."""
     dtype: _builtins.str
     quantization: _builtins.str
-    """Empty where weights are as stored."""
+    """"int8" (a scale per row), "int4-g32" (a scale per 32 columns of a row); empty: weights are floats."""
     max_model_len: _builtins.int
     """Tokens per sequence at most, prompt and output together."""
     vocab_size: _builtins.int

@@ -43,6 +43,31 @@ TASK_EMBED: Task.ValueType  # 2
 TASK_SCORE: Task.ValueType  # 3
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
+class _MoveReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MoveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVE_REASON_UNSPECIFIED: _MoveReason.ValueType  # 0
+    MOVE_REASON_DRAINING: _MoveReason.ValueType  # 1
+    """The replica is draining. The request goes on here until it is cancelled, or the grace is over."""
+    MOVE_REASON_DEVICE_LOST: _MoveReason.ValueType  # 2
+    """The replica has lost its device. The request goes on here when that is back."""
+    MOVE_REASON_ATTACHED: _MoveReason.ValueType  # 3
+    """Another session has attached to it: nothing more comes here, and this gateway has no part in it."""
+
+class MoveReason(_MoveReason, metaclass=_MoveReasonEnumTypeWrapper): ...
+
+MOVE_REASON_UNSPECIFIED: MoveReason.ValueType  # 0
+MOVE_REASON_DRAINING: MoveReason.ValueType  # 1
+"""The replica is draining. The request goes on here until it is cancelled, or the grace is over."""
+MOVE_REASON_DEVICE_LOST: MoveReason.ValueType  # 2
+"""The replica has lost its device. The request goes on here when that is back."""
+MOVE_REASON_ATTACHED: MoveReason.ValueType  # 3
+"""Another session has attached to it: nothing more comes here, and this gateway has no part in it."""
+Global___MoveReason: _TypeAlias = MoveReason  # noqa: Y015
+
 class _ReplicaState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -78,21 +103,29 @@ class SessionRequest(_message.Message):
 
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    PACKS_TOKENS_FIELD_NUMBER: _builtins.int
+    packs_tokens: _builtins.bool
+    """The gateway reads SessionResponse.tokens; said with its submits and attaches."""
     @_builtins.property
     def submit(self) -> Global___Submit: ...
     @_builtins.property
     def cancel(self) -> Global___Cancel: ...
+    @_builtins.property
+    def attach(self) -> Global___Attach: ...
     def __init__(
         self,
         *,
         submit: Global___Submit | None = ...,
         cancel: Global___Cancel | None = ...,
+        attach: Global___Attach | None = ...,
+        packs_tokens: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "cancel", b"cancel", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "cancel", b"cancel", "kind", b"kind", "packs_tokens", b"packs_tokens", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "cancel", "attach"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -120,6 +153,10 @@ class Submit(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    BODY_DIGEST_FIELD_NUMBER: _builtins.int
+    NUM_CRASHES_FIELD_NUMBER: _builtins.int
+    RECORD_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs and traces, across attempts."""
     stream_id: _builtins.int
@@ -140,6 +177,21 @@ class Submit(_message.Message):
     """Log-probabilities of the prompt's tokens; refused by name until served."""
     traceparent: _builtins.str
     """W3C trace context."""
+    idempotency_key: _builtins.bytes
+    """Names the request to every gateway: SHA-256 over tenant and the client's key. Empty: the request
+    ends with its session. One that is here already, and has what was delivered of this, is attached
+    to: accepted says so, and deltas go on from there.
+    """
+    body_digest: _builtins.bytes
+    """SHA-256 of what the client asked for; an attach with another one is a conflict."""
+    num_crashes: _builtins.int
+    """Crashes of a device that the request was in flight at, without a token since: from two on it
+    runs alone.
+    """
+    record_id: _builtins.str
+    """Names the usage record of the request. Whoever attaches settles under the same name, so that the
+    ledger counts it once.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -175,10 +227,14 @@ class Submit(_message.Message):
         task: Global___Task.ValueType = ...,
         prompt_logprobs: _builtins.int | None = ...,
         traceparent: _builtins.str = ...,
+        idempotency_key: _builtins.bytes = ...,
+        body_digest: _builtins.bytes = ...,
+        num_crashes: _builtins.int = ...,
+        record_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs", "prompt_logprobs", b"prompt_logprobs", "remaining_deadline", b"remaining_deadline", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs", "adapter_id", b"adapter_id", "attempt", b"attempt", "choices", b"choices", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "remaining_deadline", b"remaining_deadline", "request_id", b"request_id", "sampling", b"sampling", "sharing_domain", b"sharing_domain", "stop", b"stop", "stream_id", b"stream_id", "task", b"task", "tenant", b"tenant", "tenant_weight", b"tenant_weight", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs", "adapter_id", b"adapter_id", "attempt", b"attempt", "body_digest", b"body_digest", "choices", b"choices", "idempotency_key", b"idempotency_key", "num_crashes", b"num_crashes", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "record_id", b"record_id", "remaining_deadline", b"remaining_deadline", "request_id", b"request_id", "sampling", b"sampling", "sharing_domain", b"sharing_domain", "stop", b"stop", "stream_id", b"stream_id", "task", b"task", "tenant", b"tenant", "tenant_weight", b"tenant_weight", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
@@ -211,7 +267,10 @@ Global___ChoiceState: _TypeAlias = ChoiceState  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
-    """Nobody wants the rest of it. Ignored for what has ended already: the two crossed."""
+    """Nobody wants the rest of it. Ignored for what has ended already: the two crossed.
+    Of a request with an idempotency key, all of it: nothing is kept for an attach. Of its choices: what
+    there is of them is kept.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -237,6 +296,36 @@ class Cancel(_message.Message):
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
+class Attach(_message.Message):
+    """Takes over a request that another session submitted: one whose gateway or client is gone. Its
+    output follows from token 0 on, of all choices; the session that had it hears `moved`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    BODY_DIGEST_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """As in Submit: unique within the session."""
+    idempotency_key: _builtins.bytes
+    body_digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        idempotency_key: _builtins.bytes = ...,
+        body_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_digest", b"body_digest", "idempotency_key", b"idempotency_key", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attach: _TypeAlias = Attach  # noqa: Y015
+
+@_typing.final
 class SessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -245,6 +334,8 @@ class SessionResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ready(self) -> Global___SessionReady: ...
     @_builtins.property
@@ -255,6 +346,12 @@ class SessionResponse(_message.Message):
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenDelta]: ...
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finished]: ...
+    @_builtins.property
+    def moved(self) -> _containers.RepeatedCompositeFieldContainer[Global___Moved]: ...
+    @_builtins.property
+    def tokens(self) -> Global___PackedTokens:
+        """Follow the deltas. Only where the gateway packs_tokens; else they are in `deltas`."""
+
     def __init__(
         self,
         *,
@@ -263,14 +360,82 @@ class SessionResponse(_message.Message):
         refused: _abc.Iterable[Global___Refused] | None = ...,
         deltas: _abc.Iterable[Global___TokenDelta] | None = ...,
         finished: _abc.Iterable[Global___Finished] | None = ...,
+        moved: _abc.Iterable[Global___Moved] | None = ...,
+        tokens: Global___PackedTokens | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deltas", b"deltas", "finished", b"finished", "ready", b"ready", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deltas", b"deltas", "finished", b"finished", "moved", b"moved", "ready", b"ready", "refused", b"refused", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionResponse: _TypeAlias = SessionResponse  # noqa: Y015
+
+@_typing.final
+class PackedTokens(_message.Message):
+    """Deltas of one token each and nothing beside it; number i of each list belongs to delta i."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in TokenDelta."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        stream_ids: _abc.Iterable[_builtins.int] | None = ...,
+        choices: _abc.Iterable[_builtins.int] | None = ...,
+        starts: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "starts", b"starts", "stream_ids", b"stream_ids", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedTokens: _TypeAlias = PackedTokens  # noqa: Y015
+
+@_typing.final
+class Moved(_message.Message):
+    """The request had better go on elsewhere: the gateway submits it to another replica, where there is
+    one, and cancels it here. For ATTACHED it is over on this session.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NUM_CRASHES_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    reason: Global___MoveReason.ValueType
+    num_crashes: _builtins.int
+    """To be carried into the next Submit."""
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        reason: Global___MoveReason.ValueType = ...,
+        num_crashes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_crashes", b"num_crashes", "reason", b"reason", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Moved: _TypeAlias = Moved  # noqa: Y015
 
 @_typing.final
 class SessionReady(_message.Message):
@@ -300,22 +465,75 @@ class Accepted(_message.Message):
 
     STREAM_ID_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     queued_tokens: _builtins.int
     """Tokens waiting in the queue before this request."""
+    @_builtins.property
+    def attached(self) -> Global___Attached:
+        """Of an attach."""
+
     def __init__(
         self,
         *,
         stream_id: _builtins.int = ...,
         queued_tokens: _builtins.int = ...,
+        attached: Global___Attached | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queued_tokens", b"queued_tokens", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "queued_tokens", b"queued_tokens", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
+
+@_typing.final
+class Attached(_message.Message):
+    """The request that was attached to, as it was submitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    IS_ACCOUNTED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    attempt: _builtins.int
+    record_id: _builtins.str
+    is_accounted: _builtins.bool
+    """All of it had gone out to a gateway before, which has accounted for it."""
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.SamplingParams: ...
+    @_builtins.property
+    def stop(self) -> _sampling_pb2.StopConditions: ...
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        sampling: _sampling_pb2.SamplingParams | None = ...,
+        stop: _sampling_pb2.StopConditions | None = ...,
+        choices: _abc.Iterable[_builtins.int] | None = ...,
+        record_id: _builtins.str = ...,
+        is_accounted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "is_accounted", b"is_accounted", "prompt_token_ids", b"prompt_token_ids", "record_id", b"record_id", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attached: _TypeAlias = Attached  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
@@ -503,6 +721,7 @@ class WatchReplicaResponse(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     state: Global___ReplicaState.ValueType
     load_progress: _builtins.float
@@ -516,6 +735,10 @@ class WatchReplicaResponse(_message.Message):
     def error(self) -> _errors_pb2.ErrorDetail: ...
     @_builtins.property
     def load(self) -> Global___ReplicaLoad: ...
+    @_builtins.property
+    def blocks(self) -> Global___BlockEvents:
+        """What the prefix cache holds, as it changes; absent where nothing changed."""
+
     def __init__(
         self,
         *,
@@ -527,14 +750,106 @@ class WatchReplicaResponse(_message.Message):
         load: Global___ReplicaLoad | None = ...,
         model_id: _builtins.str = ...,
         model_fingerprint: _builtins.str = ...,
+        blocks: Global___BlockEvents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "load", b"load", "load_progress", b"load_progress", "load_stage", b"load_stage", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replica_id", b"replica_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "load", b"load", "load_progress", b"load_progress", "load_stage", b"load_stage", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replica_id", b"replica_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchReplicaResponse: _TypeAlias = WatchReplicaResponse  # noqa: Y015
+
+@_typing.final
+class BlockEvents(_message.Message):
+    """Changes of the prefix cache, in order. A block goes by the first 8 bytes of its hash, little-endian:
+    a hint for routing, never a proof of contents. The hash of block i of a sequence:
+      hash[0] = SHA-256(scope, ids), hash[i] = SHA-256(hash[i-1], ids)
+      scope = SHA-256(len(sharing_domain), sharing_domain, len(adapter), adapter, len(media), media),
+        lengths as 8 bytes little-endian; hashed once more with "long rope" for long rotary tables
+      ids: one full block of token ids as little-endian int32
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    IS_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """One more with each message that has events; after a gap the reader waits for a snapshot, which it
+    gets by opening the stream again. The first message of a stream is a snapshot; so is one after
+    which too much has changed, or all is lost.
+    """
+    is_snapshot: _builtins.bool
+    """`stored` is everything (of very large caches, a part), what was used last first; else it is what
+    came since, as `removed` is what went.
+    """
+    block_size: _builtins.int
+    """In tokens; 0: nothing is cached here."""
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        is_snapshot: _builtins.bool = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+        block_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "is_snapshot", b"is_snapshot", "removed", b"removed", "sequence", b"sequence", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockEvents: _TypeAlias = BlockEvents  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Absent: the configured grace."""
+
+    def __init__(
+        self,
+        *,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_OPEN_FIELD_NUMBER: _builtins.int
+    num_open: _builtins.int
+    """Still open when the grace was over."""
+    def __init__(
+        self,
+        *,
+        num_open: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_open", b"num_open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
 
 @_typing.final
 class ReplicaLoad(_message.Message):

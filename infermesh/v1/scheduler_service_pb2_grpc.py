@@ -50,6 +50,11 @@ class SchedulerServiceStub(object):
                 request_serializer=infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelRequest.SerializeToString,
                 response_deserializer=infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/infermesh.v1.SchedulerService/Drain',
+                request_serializer=infermesh_dot_v1_dot_scheduler__service__pb2.DrainRequest.SerializeToString,
+                response_deserializer=infermesh_dot_v1_dot_scheduler__service__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -59,9 +64,12 @@ class SchedulerServiceServicer(object):
     def Session(self, request_iterator, context):
         """All requests of one gateway, multiplexed by stream_id. Both sides send until the gateway
         half-closes; when the stream breaks, the scheduler cancels what came over it.
-        Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
-        with contiguous `start` per choice; then exactly one finished per choice. At most one message
-        per engine step, for all of the gateway's requests together.
+        Order: `ready` first; then for each submit or attach exactly one of accepted or refused; then
+        deltas with contiguous `start` per choice; then exactly one finished per choice. At most one
+        message per engine step, for all of the gateway's requests together.
+        `moved` may come at any time between accepted and the last finished; see Moved.
+        A submit with an idempotency key outlives the stream: where that breaks, or where nobody reads,
+        it runs on and its output is kept for the resume grace, for an attach from any gateway.
         Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
         follows for each that was open); its blocks are free within the window. Cancelling the call
         ends all.
@@ -70,7 +78,7 @@ class SchedulerServiceServicer(object):
         INTERNAL.
         Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
         (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
-        model can't be served), DRAINING.
+        model can't be served), DRAINING; for an attach: NOT_FOUND, IDEMPOTENCY_CONFLICT.
         Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
         OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
         REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
@@ -96,6 +104,15 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes no new request from now on and asks gateways to take the open ones elsewhere (`moved`).
+        What nobody takes is finished here. Answers once nothing is open, or when the grace is over;
+        cancelling the call does not end the draining. The process stays up. Errors: none of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +130,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelRequest.FromString,
                     response_serializer=infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=infermesh_dot_v1_dot_scheduler__service__pb2.DrainRequest.FromString,
+                    response_serializer=infermesh_dot_v1_dot_scheduler__service__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -197,6 +219,33 @@ class SchedulerService(object):
             '/infermesh.v1.SchedulerService/GetModel',
             infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelRequest.SerializeToString,
             infermesh_dot_v1_dot_scheduler__service__pb2.SchedulerServiceGetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.v1.SchedulerService/Drain',
+            infermesh_dot_v1_dot_scheduler__service__pb2.DrainRequest.SerializeToString,
+            infermesh_dot_v1_dot_scheduler__service__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

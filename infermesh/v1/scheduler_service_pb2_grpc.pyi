@@ -36,9 +36,12 @@ class SchedulerServiceStub:
     Session: _grpc.StreamStreamMultiCallable[_scheduler_service_pb2.SessionRequest, _scheduler_service_pb2.SessionResponse]
     """All requests of one gateway, multiplexed by stream_id. Both sides send until the gateway
     half-closes; when the stream breaks, the scheduler cancels what came over it.
-    Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
-    with contiguous `start` per choice; then exactly one finished per choice. At most one message
-    per engine step, for all of the gateway's requests together.
+    Order: `ready` first; then for each submit or attach exactly one of accepted or refused; then
+    deltas with contiguous `start` per choice; then exactly one finished per choice. At most one
+    message per engine step, for all of the gateway's requests together.
+    `moved` may come at any time between accepted and the last finished; see Moved.
+    A submit with an idempotency key outlives the stream: where that breaks, or where nobody reads,
+    it runs on and its output is kept for the resume grace, for an attach from any gateway.
     Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
     follows for each that was open); its blocks are free within the window. Cancelling the call
     ends all.
@@ -47,7 +50,7 @@ class SchedulerServiceStub:
     INTERNAL.
     Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
     (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
-    model can't be served), DRAINING.
+    model can't be served), DRAINING; for an attach: NOT_FOUND, IDEMPOTENCY_CONFLICT.
     Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
     OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
     REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
@@ -61,6 +64,11 @@ class SchedulerServiceStub:
     Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
     MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
     """
+    Drain: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainRequest, _scheduler_service_pb2.DrainResponse]
+    """Takes no new request from now on and asks gateways to take the open ones elsewhere (`moved`).
+    What nobody takes is finished here. Answers once nothing is open, or when the grace is over;
+    cancelling the call does not end the draining. The process stays up. Errors: none of its own.
+    """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -70,9 +78,12 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     Session: _aio.StreamStreamMultiCallable[_scheduler_service_pb2.SessionRequest, _scheduler_service_pb2.SessionResponse]  # type: ignore[assignment]
     """All requests of one gateway, multiplexed by stream_id. Both sides send until the gateway
     half-closes; when the stream breaks, the scheduler cancels what came over it.
-    Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
-    with contiguous `start` per choice; then exactly one finished per choice. At most one message
-    per engine step, for all of the gateway's requests together.
+    Order: `ready` first; then for each submit or attach exactly one of accepted or refused; then
+    deltas with contiguous `start` per choice; then exactly one finished per choice. At most one
+    message per engine step, for all of the gateway's requests together.
+    `moved` may come at any time between accepted and the last finished; see Moved.
+    A submit with an idempotency key outlives the stream: where that breaks, or where nobody reads,
+    it runs on and its output is kept for the resume grace, for an attach from any gateway.
     Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
     follows for each that was open); its blocks are free within the window. Cancelling the call
     ends all.
@@ -81,7 +92,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     INTERNAL.
     Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
     (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
-    model can't be served), DRAINING.
+    model can't be served), DRAINING; for an attach: NOT_FOUND, IDEMPOTENCY_CONFLICT.
     Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
     OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
     REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
@@ -95,6 +106,11 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
     MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
     """
+    Drain: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainRequest, _scheduler_service_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes no new request from now on and asks gateways to take the open ones elsewhere (`moved`).
+    What nobody takes is finished here. Answers once nothing is open, or when the grace is over;
+    cancelling the call does not end the draining. The process stays up. Errors: none of its own.
+    """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     """One replica of one model. Gateways submit token ids and get token ids back."""
@@ -107,9 +123,12 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_scheduler_service_pb2.SessionResponse], _abc.AsyncIterator[_scheduler_service_pb2.SessionResponse]]:
         """All requests of one gateway, multiplexed by stream_id. Both sides send until the gateway
         half-closes; when the stream breaks, the scheduler cancels what came over it.
-        Order: `ready` first; then for each submit exactly one of accepted or refused; then deltas
-        with contiguous `start` per choice; then exactly one finished per choice. At most one message
-        per engine step, for all of the gateway's requests together.
+        Order: `ready` first; then for each submit or attach exactly one of accepted or refused; then
+        deltas with contiguous `start` per choice; then exactly one finished per choice. At most one
+        message per engine step, for all of the gateway's requests together.
+        `moved` may come at any time between accepted and the last finished; see Moved.
+        A submit with an idempotency key outlives the stream: where that breaks, or where nobody reads,
+        it runs on and its output is kept for the resume grace, for an attach from any gateway.
         Cancel: SessionRequest.cancel ends one request, or some of its choices (finished with CANCELLED
         follows for each that was open); its blocks are free within the window. Cancelling the call
         ends all.
@@ -118,7 +137,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         INTERNAL.
         Refused carries: INVALID_REQUEST, UNSUPPORTED_PARAMETER, CONTEXT_LENGTH_EXCEEDED, QUEUE_FULL
         (with RetryInfo), DEADLINE_EXCEEDED, MODEL_LOADING (with RetryInfo), REPLICA_UNAVAILABLE (its
-        model can't be served), DRAINING.
+        model can't be served), DRAINING; for an attach: NOT_FOUND, IDEMPOTENCY_CONFLICT.
         Finished carries: DEADLINE_EXCEEDED, SLOW_CONSUMER (deltas of the request were left unread),
         OUT_OF_MEMORY (it needs more KV blocks than there are), NUMERICAL_ERROR, POISONED,
         REPLICA_UNAVAILABLE (the model was replaced, or can't be loaded again), DRAINING, INTERNAL.
@@ -143,6 +162,17 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """The manifest first, then the tokenizer files in chunks; the server closes.
         Errors: MODEL_LOADING (with RetryInfo); where the shard won't load the model: UNSUPPORTED_MODEL,
         MODEL_LOAD_FAILED, OUT_OF_MEMORY, INVALID_REQUEST.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _scheduler_service_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.DrainResponse, _abc.Awaitable[_scheduler_service_pb2.DrainResponse]]:
+        """Takes no new request from now on and asks gateways to take the open ones elsewhere (`moved`).
+        What nobody takes is finished here. Answers once nothing is open, or when the grace is over;
+        cancelling the call does not end the draining. The process stays up. Errors: none of its own.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,7 +60,8 @@ class SemanticCacheAdminServiceServicer(object):
 
     def Invalidate(self, request, context):
         """Removes entries, durably: they are gone when the response comes, and stay gone after a restart.
-        A dry run only counts. Errors: INVALID_REQUEST (no scope).
+        An answer of the scope whose generation began before the call is not stored after it; of an
+        entry_id, this is an answer to the same request. A dry run only counts. Errors: INVALID_REQUEST (no scope).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,8 @@ class SemanticCacheAdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SemanticCacheAdminServiceAsyncStub: ...
     Invalidate: _grpc.UnaryUnaryMultiCallable[_semantic_cache_admin_service_pb2.InvalidateRequest, _semantic_cache_admin_service_pb2.InvalidateResponse]
     """Removes entries, durably: they are gone when the response comes, and stay gone after a restart.
-    A dry run only counts. Errors: INVALID_REQUEST (no scope).
+    An answer of the scope whose generation began before the call is not stored after it; of an
+    entry_id, this is an answer to the same request. A dry run only counts. Errors: INVALID_REQUEST (no scope).
     """
     ReportBadHit: _grpc.UnaryUnaryMultiCallable[_semantic_cache_admin_service_pb2.ReportBadHitRequest, _semantic_cache_admin_service_pb2.ReportBadHitResponse]
     """Takes an entry out of use because its answer did not fit the question it was given for; the
@@ -56,7 +57,8 @@ class SemanticCacheAdminServiceAsyncStub(SemanticCacheAdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invalidate: _aio.UnaryUnaryMultiCallable[_semantic_cache_admin_service_pb2.InvalidateRequest, _semantic_cache_admin_service_pb2.InvalidateResponse]  # type: ignore[assignment]
     """Removes entries, durably: they are gone when the response comes, and stay gone after a restart.
-    A dry run only counts. Errors: INVALID_REQUEST (no scope).
+    An answer of the scope whose generation began before the call is not stored after it; of an
+    entry_id, this is an answer to the same request. A dry run only counts. Errors: INVALID_REQUEST (no scope).
     """
     ReportBadHit: _aio.UnaryUnaryMultiCallable[_semantic_cache_admin_service_pb2.ReportBadHitRequest, _semantic_cache_admin_service_pb2.ReportBadHitResponse]  # type: ignore[assignment]
     """Takes an entry out of use because its answer did not fit the question it was given for; the
@@ -78,7 +80,8 @@ class SemanticCacheAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_semantic_cache_admin_service_pb2.InvalidateResponse, _abc.Awaitable[_semantic_cache_admin_service_pb2.InvalidateResponse]]:
         """Removes entries, durably: they are gone when the response comes, and stay gone after a restart.
-        A dry run only counts. Errors: INVALID_REQUEST (no scope).
+        An answer of the scope whose generation began before the call is not stored after it; of an
+        entry_id, this is an answer to the same request. A dry run only counts. Errors: INVALID_REQUEST (no scope).
         """
 
     @_abc_1.abstractmethod

@@ -145,6 +145,8 @@ class _StoreOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StoreOut
     """Larger than one entry may be."""
     STORE_OUTCOME_QUARANTINED: _StoreOutcome.ValueType  # 6
     """Reported as a bad hit."""
+    STORE_OUTCOME_OUTDATED: _StoreOutcome.ValueType  # 7
+    """Its generation began before an invalidation that covers it, or may have."""
 
 class StoreOutcome(_StoreOutcome, metaclass=_StoreOutcomeEnumTypeWrapper): ...
 
@@ -159,6 +161,8 @@ STORE_OUTCOME_TOO_LARGE: StoreOutcome.ValueType  # 5
 """Larger than one entry may be."""
 STORE_OUTCOME_QUARANTINED: StoreOutcome.ValueType  # 6
 """Reported as a bad hit."""
+STORE_OUTCOME_OUTDATED: StoreOutcome.ValueType  # 7
+"""Its generation began before an invalidation that covers it, or may have."""
 Global___StoreOutcome: _TypeAlias = StoreOutcome  # noqa: Y015
 
 class _EmbedderState:
@@ -356,6 +360,7 @@ class LookupResponse(_message.Message):
     AGE_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     lookup_id: _builtins.int
     outcome: Global___LookupOutcome.ValueType
     reason: Global___LookupReason.ValueType
@@ -363,6 +368,8 @@ class LookupResponse(_message.Message):
     """Cosine of the best candidate, also where it was refused. Absent where none was compared."""
     entry_id: _builtins.str
     """On hits: what ReportBadHit and Invalidate take."""
+    mark: _builtins.bytes
+    """Of a generation that begins after this response: see Entry.mark."""
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
         """Since the answer was stored; on hits."""
@@ -381,10 +388,11 @@ class LookupResponse(_message.Message):
         age: _duration_pb2.Duration | None = ...,
         entry_id: _builtins.str = ...,
         answer: Global___Answer | None = ...,
+        mark: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "age", b"age", "answer", b"answer", "similarity", b"similarity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "age", b"age", "answer", b"answer", "entry_id", b"entry_id", "lookup_id", b"lookup_id", "outcome", b"outcome", "reason", b"reason", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "age", b"age", "answer", b"answer", "entry_id", b"entry_id", "lookup_id", b"lookup_id", "mark", b"mark", "outcome", b"outcome", "reason", b"reason", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
     _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
@@ -497,6 +505,7 @@ class Entry(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     exact_fingerprint: _builtins.bytes
     compatibility_fingerprint: _builtins.bytes
     tenant: _builtins.str
@@ -507,6 +516,12 @@ class Entry(_message.Message):
     replace: _builtins.bool
     """Takes the place of an answer to the same request: the caller would not have that one
     (no_cache, or older than max_age).
+    """
+    mark: _builtins.bytes
+    """The newest mark that the gateway had received when the generation of the answer began. Opaque;
+    it places the answer among the cache's invalidations: an entry is OUTDATED if one that covers
+    it came after its mark. OUTDATED as well: an entry without a mark, or whose mark is of an
+    earlier life of the cache or older than its last 256 invalidations.
     """
     @_builtins.property
     def traits(self) -> Global___RequestTraits:
@@ -532,10 +547,11 @@ class Entry(_message.Message):
         answer: Global___Answer | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         replace: _builtins.bool = ...,
+        mark: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compatibility_fingerprint", b"compatibility_fingerprint", "exact_fingerprint", b"exact_fingerprint", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replace", b"replace", "sharing_domain", b"sharing_domain", "tenant", b"tenant", "text", b"text", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compatibility_fingerprint", b"compatibility_fingerprint", "exact_fingerprint", b"exact_fingerprint", "mark", b"mark", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replace", b"replace", "sharing_domain", b"sharing_domain", "tenant", b"tenant", "text", b"text", "traits", b"traits", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,6 +714,7 @@ class GetEmbedderResponse(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TEXTS_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     state: Global___EmbedderState.ValueType
     model_id: _builtins.str
     """The name that clients of /v1/embeddings use; known before it is ready."""
@@ -708,6 +725,8 @@ class GetEmbedderResponse(_message.Message):
     """Per text, the special ones included."""
     max_texts: _builtins.int
     """Texts per Embed call."""
+    mark: _builtins.bytes
+    """As in LookupResponse: a gateway that has just connected has no other."""
     def __init__(
         self,
         *,
@@ -717,10 +736,11 @@ class GetEmbedderResponse(_message.Message):
         dimensions: _builtins.int = ...,
         max_tokens: _builtins.int = ...,
         max_texts: _builtins.int = ...,
+        mark: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "max_texts", b"max_texts", "max_tokens", b"max_tokens", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "mark", b"mark", "max_texts", b"max_texts", "max_tokens", b"max_tokens", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

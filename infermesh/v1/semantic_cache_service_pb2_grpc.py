@@ -83,7 +83,8 @@ class SemanticCacheServiceServicer(object):
         """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
         it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
         there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
-        admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
+        admissible is counted by reason, not an error. Nothing that began before an invalidation is
+        kept after it (see Entry.mark). Cancelling loses nothing that has arrived.
         Errors: DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

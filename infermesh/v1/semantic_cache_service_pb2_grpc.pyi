@@ -50,7 +50,8 @@ class SemanticCacheServiceStub:
     """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
     it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
     there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
-    admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
+    admissible is counted by reason, not an error. Nothing that began before an invalidation is
+    kept after it (see Entry.mark). Cancelling loses nothing that has arrived.
     Errors: DRAINING.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_semantic_cache_service_pb2.SemanticCacheServiceEmbedRequest, _semantic_cache_service_pb2.SemanticCacheServiceEmbedResponse]
@@ -88,7 +89,8 @@ class SemanticCacheServiceAsyncStub(SemanticCacheServiceStub):
     """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
     it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
     there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
-    admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
+    admissible is counted by reason, not an error. Nothing that began before an invalidation is
+    kept after it (see Entry.mark). Cancelling loses nothing that has arrived.
     Errors: DRAINING.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_semantic_cache_service_pb2.SemanticCacheServiceEmbedRequest, _semantic_cache_service_pb2.SemanticCacheServiceEmbedResponse]  # type: ignore[assignment]
@@ -135,7 +137,8 @@ class SemanticCacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Keeps answers. The stream may stay open for as long as the gateway lives: each entry is kept as
         it arrives; the client closes and is told how many were. An entry whose exact fingerprint is
         there already, in the same sharing domain, changes nothing unless `replace` is set. What is not
-        admissible is counted by reason, not an error. Cancelling loses nothing that has arrived.
+        admissible is counted by reason, not an error. Nothing that began before an invalidation is
+        kept after it (see Entry.mark). Cancelling loses nothing that has arrived.
         Errors: DRAINING.
         """
 

@@ -199,6 +199,7 @@ class LoadRequest(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A directory or ORG/NAME[@revision]."""
     model_id: _builtins.str
@@ -216,6 +217,10 @@ class LoadRequest(_message.Message):
     max_batch_tokens: _builtins.int
     num_blocks: _builtins.int
     """0: from kv_cache_bytes."""
+    quantize: _builtins.str
+    """"int8" or "int4": weights are quantized while they are read. Empty: as stored, which may be
+    quantized too.
+    """
     def __init__(
         self,
         *,
@@ -229,10 +234,11 @@ class LoadRequest(_message.Message):
         max_num_seqs: _builtins.int = ...,
         max_batch_tokens: _builtins.int = ...,
         num_blocks: _builtins.int = ...,
+        quantize: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "dtype", b"dtype", "kv_cache_bytes", b"kv_cache_bytes", "load_format", b"load_format", "max_batch_tokens", b"max_batch_tokens", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_id", b"model_id", "num_blocks", b"num_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "dtype", b"dtype", "kv_cache_bytes", b"kv_cache_bytes", "load_format", b"load_format", "max_batch_tokens", b"max_batch_tokens", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_id", b"model_id", "num_blocks", b"num_blocks", "quantize", b"quantize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,18 +359,22 @@ class OpenEpoch(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    PACKS_ROWS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     window: _builtins.int
     """Steps that the scheduler will keep in flight."""
+    packs_rows: _builtins.bool
+    """The scheduler reads StepResult.decoded."""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         window: _builtins.int = ...,
+        packs_rows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "packs_rows", b"packs_rows", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,8 +413,11 @@ class EpochOpened(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    PACKS_ROWS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     incarnation: _builtins.int
+    packs_rows: _builtins.bool
+    """The shard reads StepRequest.decodes."""
     @_builtins.property
     def capacity(self) -> Global___ShardCapacity: ...
     def __init__(
@@ -413,10 +426,11 @@ class EpochOpened(_message.Message):
         epoch: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         capacity: Global___ShardCapacity | None = ...,
+        packs_rows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "epoch", b"epoch", "incarnation", b"incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "epoch", b"epoch", "incarnation", b"incarnation", "packs_rows", b"packs_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,7 +438,7 @@ Global___EpochOpened: _TypeAlias = EpochOpened  # noqa: Y015
 
 @_typing.final
 class StepRequest(_message.Message):
-    """One step. Applied in the order: finished, block_copies, new_sequences, rows."""
+    """One step. Applied in the order: finished, block_copies, new_sequences, decodes, rows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -434,6 +448,7 @@ class StepRequest(_message.Message):
     BLOCK_COPIES_FIELD_NUMBER: _builtins.int
     NEW_SEQUENCES_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    DECODES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     step_id: _builtins.int
     @_builtins.property
@@ -446,7 +461,13 @@ class StepRequest(_message.Message):
     def new_sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewSequence]: ...
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Row]:
-        """At most one per slot."""
+        """At most one per slot, decodes counted."""
+
+    @_builtins.property
+    def decodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The step's first rows, by their slots: each runs the token that its slot sampled last, in the
+        blocks that the slot has, and samples. Only where the shard packs_rows; else they are in `rows`.
+        """
 
     def __init__(
         self,
@@ -457,10 +478,11 @@ class StepRequest(_message.Message):
         block_copies: _abc.Iterable[Global___BlockCopy] | None = ...,
         new_sequences: _abc.Iterable[Global___NewSequence] | None = ...,
         rows: _abc.Iterable[Global___Row] | None = ...,
+        decodes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_copies", b"block_copies", "epoch", b"epoch", "finished", b"finished", "new_sequences", b"new_sequences", "rows", b"rows", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_copies", b"block_copies", "decodes", b"decodes", "epoch", b"epoch", "finished", b"finished", "new_sequences", b"new_sequences", "rows", b"rows", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,7 +623,7 @@ Global___Row: _TypeAlias = Row  # noqa: Y015
 
 @_typing.final
 class StepResult(_message.Message):
-    """One result per row, in the order of the rows."""
+    """One result per row, in the order of the rows: `decoded` are the first, `rows` the others."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -609,12 +631,19 @@ class StepResult(_message.Message):
     STEP_ID_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    DECODED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     step_id: _builtins.int
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowResult]: ...
     @_builtins.property
     def timings(self) -> Global___StepTimings: ...
+    @_builtins.property
+    def decoded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens of the first of the step's decodes that are OK and have no logprobs. Only where the
+        scheduler packs_rows; else they are in `rows`.
+        """
+
     def __init__(
         self,
         *,
@@ -622,10 +651,11 @@ class StepResult(_message.Message):
         step_id: _builtins.int = ...,
         rows: _abc.Iterable[Global___RowResult] | None = ...,
         timings: Global___StepTimings | None = ...,
+        decoded: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "rows", b"rows", "step_id", b"step_id", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded", b"decoded", "epoch", b"epoch", "rows", b"rows", "step_id", b"step_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
