@@ -25,10 +25,24 @@ __all__ = [
 class GatewayConfig:
     """[gateway]: the public edge."""
 
-    http_address: str = setting("127.0.0.1:8000", "HTTP, OpenAI's API")
+    http_address: str = setting("127.0.0.1:8000", "HTTP, OpenAI's API; fd://N: an inherited socket")
     admin_address: str = setting("127.0.0.1:8001", "metrics and debugging; keep it private")
     grpc_address: str = setting("127.0.0.1:8002", "InferenceService")
-    replicas: tuple[str, ...] = setting((), "scheduler addresses, one per replica")
+    replicas: tuple[str, ...] = setting(
+        (), "scheduler addresses, one per replica; dns:host:port: one at each address of the name"
+    )
+    replicas_file: str = setting("", "more of them, one per line, followed as it changes")
+    discovery_interval_s: float = setting(
+        2.0, "names and file of replicas are looked at again after", low=0.05
+    )
+    routing: str = setting(
+        "prefix",
+        "prefix: where least has to be computed; least_loaded: of two drawn; round_robin",
+        choices=("prefix", "least_loaded", "round_robin"),
+    )
+    replica_silence_s: float = setting(
+        3.0, "streams of a replica that says nothing for so long go on at another", low=0.1
+    )
     auth: str = setting("", "the auth service's address; empty: any key is accepted")
     gateway_id: str = setting(
         "", "its name to the auth service, of no other gateway; empty: a new one at each start"
@@ -39,7 +53,9 @@ class GatewayConfig:
     )
     usage_dir: str = setting("", "spool of usage records; needed where auth is set")
     max_request_bytes: int = setting(8 << 20, "largest request body", low=1024)
-    max_inflight_requests: int = setting(1024, "more are refused with 429", low=1)
+    max_inflight_requests: int = setting(
+        1024, "more are refused with 429, a tenant alone at 4/5 of it", low=1
+    )
     reuse_policy: str = setting(
         "greedy",
         "which identical requests share one generation: at temperature 0, also with temperature "
@@ -62,9 +78,25 @@ class GatewayConfig:
     write_timeout_s: float = setting(
         30.0, "a client that takes nothing for so long while there is output is cut off", low=0.01
     )
+    resume_grace_s: float = setting(
+        30.0,
+        "a request with an Idempotency-Key goes on, or is kept, so long without a client",
+        low=0.1,
+    )
+    resume_max_requests: int = setting(1024, "finished answers kept for their clients", low=0)
+    resume_max_tokens: int = setting(1 << 20, "tokens of finished answers kept", low=0)
     model_aliases: tuple[str, ...] = setting((), "alias=model pairs")
     cors_allow_origins: tuple[str, ...] = setting((), "origins of web apps; '*' for any")
     drain_grace_s: float = setting(30.0, "time to finish streams on SIGTERM", low=0.0)
+    hand_over_s: float = setting(
+        2.0, "on SIGTERM, open connections may still ask for so long: one answer each", low=0.0
+    )
+    warm_up_s: float = setting(
+        0.0, "before it listens, it waits for its replicas, but no longer than this", low=0.0
+    )
+    grpc_reuse_port: bool = setting(
+        False, "share the gRPC port with the gateway that this one takes over from"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,22 +130,55 @@ class SchedulerConfig:
     dtype: str = setting(
         "auto", "weights' type on the device", choices=("auto", "float32", "bfloat16", "float16")
     )
+    quantize: str = setting(
+        "", "int8 or int4 weights, on a CPU; empty: as stored", choices=("", "int8", "int4")
+    )
     load_format: str = setting(
         "safetensors", "dummy makes random weights", choices=("safetensors", "dummy")
     )
     max_model_len: int = setting(0, "tokens per sequence; 0: the model's", low=0)
     max_num_seqs: int = setting(64, "sequences running at once", low=1, high=4096)
     max_batch_tokens: int = setting(512, "query tokens per step", low=1)
+    target_itl_ms: float = setting(
+        0.0,
+        "steps with running streams are kept this short: prompts get what time is left; 0: off",
+        low=0.0,
+    )
     block_size: int = setting(16, "tokens per KV block", low=1, high=256)
     num_blocks: int = setting(0, "KV blocks; 0: from kv_cache_bytes", low=0)
     kv_cache_bytes: int = setting(0, "KV memory; 0: from the device's free memory", low=0)
     window: int = setting(2, "steps in flight", low=1, high=16)
-    max_queue_tokens: int = setting(262_144, "waiting prompt tokens; more are refused", low=1)
+    max_queue_tokens: int = setting(
+        262_144, "waiting prompt tokens; more are refused, a tenant alone at 4/5 of it", low=1
+    )
+    queue_share_normal: float = setting(
+        0.8, "how full the queue may be for a request of normal priority", low=0.01, high=1.0
+    )
+    queue_share_low: float = setting(0.5, "the same for low priority", low=0.01, high=1.0)
     enable_prefix_caching: bool = setting(True, "reuse KV blocks of equal prefixes")
+    kv_eviction: str = setting(
+        "value",
+        "kept KV blocks that go first: worth least, or idle longest",
+        choices=("value", "lru"),
+    )
     max_wait_ms: float = setting(
         0.0, "an idle replica waits this long to fill a first step", low=0.0
     )
-    max_crashes_per_request: int = setting(2, "then it fails as poisoned", low=1)
+    max_crashes_per_request: int = setting(
+        2, "then it runs alone; one more, and it fails as poisoned", low=1
+    )
+    stall_s: float = setting(
+        2.0, "a shard that answers no step for so long, and for 10 times what it should take, is "
+        "wedged", low=0.1,
+    )  # fmt: skip
+    stall_unknown_s: float = setting(
+        300.0, "the same for steps larger than any before: a device may compile first", low=0.1
+    )
+    resume_grace_s: float = setting(
+        30.0, "a request with an idempotency key is kept so long for a gateway to attach", low=0.0
+    )
+    resume_max_requests: int = setting(1024, "finished requests kept for an attach", low=0)
+    resume_max_tokens: int = setting(1 << 20, "tokens of finished requests kept", low=0)
     drain_grace_s: float = setting(30.0, "time to finish requests on SIGTERM", low=0.0)
 
 
@@ -130,8 +195,21 @@ class ShardConfig:
     local_shards: int = setting(
         1, "shards that share this machine's cores and memory, this one among them", low=1
     )
+    deterministic: bool = setting(
+        False, "equal requests get equal tokens and logprobs whatever shares the batch; CPU only"
+    )
+    kernels: str = setting(
+        "auto", "off: torch's own operations on a CPU, too", choices=("auto", "off")
+    )
+    kernels_dir: str = setting("", "compiled kernels; empty: ~/.cache/infermesh/kernels")
     simulated_profile: str = setting("", "JSON file of step times; empty: the built-in one")
     simulated_seed: int = setting(0, "of the simulated engine's tokens")
+    stall_s: float = setting(
+        2.0, "a worker at one step for so long, and for 10 times the usual, is not healthy", low=0.1
+    )
+    stall_unknown_s: float = setting(
+        300.0, "the same for steps larger than any before: a device may compile first", low=0.1
+    )
     drain_grace_s: float = setting(10.0, "time to finish steps on SIGTERM", low=0.0)
 
 

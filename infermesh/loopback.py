@@ -3,10 +3,12 @@
 import ipaddress
 
 from infermesh.config_fields import ConfigError
+from infermesh.sockets import named
 
 
 def check_bind(setting: str, address: str) -> None:
     """Raises ConfigError for an address that others than this machine could reach."""
+    address = named(address)
     if address.startswith("unix:"):
         return
     host = address.rpartition(":")[0].strip("[]")

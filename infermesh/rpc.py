@@ -4,6 +4,7 @@ Owns no service. Addresses are `host:port` or `unix:/path`.
 """
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -32,7 +33,6 @@ _SERVER = (
     *_COMMON,
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.so_reuseport", 0),
     ("grpc.enable_channelz", 1),
 )
 _CHANNEL = (
@@ -51,15 +51,18 @@ def create_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     max_concurrent: int | None = None,
     write_timeout_s: float | None = None,
+    reuse_port: bool = False,
 ) -> grpc.aio.Server:
     """A server whose handlers may simply raise MeshError.
 
     Args:
         write_timeout_s: a stream whose client takes nothing for so long ends with SLOW_CONSUMER.
+        reuse_port: others may listen at its address at the same time, if they say so as well.
     """
+    options = (*_SERVER, ("grpc.so_reuseport", int(reuse_port)))
     return grpc.aio.server(
         interceptors=[ErrorInterceptor(write_timeout_s), *interceptors],
-        options=_SERVER,
+        options=options,
         maximum_concurrent_rpcs=max_concurrent,
     )
 
@@ -175,7 +178,7 @@ def _wrap_unary(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 
 
 def _wrap_stream(
-    inner: Callable[..., AsyncGenerator[Any, None]], write_timeout_s: float | None
+    inner: Callable[..., AsyncGenerator[Any, None] | Awaitable[None]], write_timeout_s: float | None
 ) -> Callable[..., Awaitable[None]]:
     async def write(response: Any, context: Any) -> None:
         try:
@@ -186,8 +189,12 @@ def _wrap_stream(
 
     async def call(request: Any, context: Any) -> None:
         try:
+            found = inner(request, context)
+            if inspect.isawaitable(found):  # it writes to the context itself: health's Watch does
+                await found
+                return
             # Closed here, in the call's own task, however the call ends.
-            async with aclosing(inner(request, context)) as responses:
+            async with aclosing(found) as responses:
                 async for response in responses:
                     await write(response, context)
         except grpc.aio.AbortError:

@@ -1,4 +1,6 @@
-"""Listening sockets from addresses as the settings write them: `host:port` or `unix:/path`."""
+"""Listening sockets from addresses as the settings write them: `host:port`, `unix:/path`, or
+`fd://N`, a socket that whoever started the process holds and hands down.
+"""
 
 import contextlib
 import errno
@@ -6,6 +8,8 @@ import os
 import socket
 
 from infermesh.config_fields import ConfigError
+
+_INHERITED = "fd://"
 
 
 def bind(setting: str, address: str) -> tuple[socket.socket, str]:
@@ -16,6 +20,9 @@ def bind(setting: str, address: str) -> tuple[socket.socket, str]:
     """
     host, _, port = address.rpartition(":")
     try:
+        if address.startswith(_INHERITED):
+            inherited = _inherited(address)
+            return inherited, _name(inherited)
         if address.startswith("unix:"):
             return _bind_unix(address.removeprefix("unix:")), address
         return _bind_tcp(host.strip("[]"), int(port))
@@ -25,10 +32,37 @@ def bind(setting: str, address: str) -> tuple[socket.socket, str]:
         raise ConfigError(f"{setting} is {address}, which can't be bound: {exc}") from None
 
 
+def named(address: str) -> str:
+    """An address with what `fd://N` stands for in its place.
+
+    Raises:
+        ConfigError: the process has no such socket.
+    """
+    if not address.startswith(_INHERITED):
+        return address
+    try:
+        inherited = _inherited(address)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{address} is no socket of this process: {exc}") from None
+    try:
+        return _name(inherited)
+    finally:
+        inherited.detach()
+
+
 def join(host: str, port: int | str) -> str:
     """`host:port`, an IPv6 host in brackets."""
     bare = host.strip("[]")
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def _inherited(address: str) -> socket.socket:
+    return socket.socket(fileno=int(address.removeprefix(_INHERITED)))
+
+
+def _name(bound: socket.socket) -> str:
+    where = bound.getsockname()
+    return join(where[0], where[1]) if isinstance(where, tuple) else f"unix:{where}"
 
 
 def _bind_tcp(host: str, port: int) -> tuple[socket.socket, str]:
@@ -40,8 +74,7 @@ def _bind_tcp(host: str, port: int) -> tuple[socket.socket, str]:
     except BaseException:
         bound.close()
         raise
-    number = bound.getsockname()[1]
-    return bound, join(host, number)
+    return bound, join(host, bound.getsockname()[1])
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -30,6 +30,8 @@ class ProcessSpec:
     log_file: Path
     # what a command line would show to everyone
     environment: tuple[tuple[str, str], ...] = ()
+    # restarted where its health service does not answer any more
+    probed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class MeshPlan:
 
     groups: tuple[Group, ...]
     gateway: ProcessSpec
+    gateway_config: GatewayConfig
     scheduler_addresses: tuple[str, ...]
     model_names: tuple[str, ...]
     auth: AuthPlan | None = None
@@ -107,7 +110,7 @@ def plan_mesh(
     edge_process = spec("gateway", "gateway", edge)
     groups.append(Group("gateway", (edge_process,)))
     names = tuple(model.name for model in models)
-    return MeshPlan(tuple(groups), edge_process, addresses, names, auth)
+    return MeshPlan(tuple(groups), edge_process, gateway, addresses, names, auth)
 
 
 def _replicas(
@@ -167,6 +170,8 @@ _SECTION_OF: dict[str, type] = {
     "services.scheduler": SchedulerConfig,
     "services.shard": ShardConfig,
 }
+# Their event loops answer whatever they compute.
+_PROBED = ("services.scheduler", "services.shard")
 
 
 def _spec(name: str, module: str, settings: Settings, run_dir: Path, log_dir: Path) -> ProcessSpec:
@@ -185,7 +190,14 @@ def _spec(name: str, module: str, settings: Settings, run_dir: Path, log_dir: Pa
         if cls in wanted
         for argument in _flags(section, getattr(whole, section))
     ]
-    return ProcessSpec(name, module, tuple(arguments), announce_file, log_dir / f"{name}.log")
+    return ProcessSpec(
+        name,
+        module,
+        tuple(arguments),
+        announce_file,
+        log_dir / f"{name}.log",
+        probed=module in _PROBED,
+    )
 
 
 def _flags(section: str, config: object) -> list[str]:

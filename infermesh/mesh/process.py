@@ -1,4 +1,4 @@
-"""One supervised process: started, watched, restarted with backoff, stopped."""
+"""One supervised process: started, watched, restarted with backoff, replaced, stopped."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,11 @@ class ManagedProcess:
         self._on_restart = on_restart
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
+        # Set each time a new process has said where it serves.
+        self._renewed = asyncio.Event()
         self.facts: dict[str, Any] = {}
+        # Sockets that its settings name as fd://N.
+        self.inherited: tuple[int, ...] = ()
 
     async def start(self) -> None:
         """Starts the process; its output goes to the log file."""
@@ -54,9 +58,24 @@ class ManagedProcess:
                 stdout=log,
                 stderr=log,
                 env=environment,
+                pass_fds=self.inherited,
                 # Ctrl-C is the supervisor's alone, which then stops them in order
                 start_new_session=True,
             )
+
+    @property
+    def serving_pid(self) -> int | None:
+        """Of the process that runs and has said where it serves."""
+        process = self._process
+        if self._stopping or process is None or process.returncode is not None:
+            return None
+        return process.pid if self.facts.get("pid") == process.pid else None
+
+    def crash(self) -> None:
+        """SIGKILL; `keep_running` starts another."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     async def wait_announced(self) -> dict[str, Any]:
         """What the process said once it served.
@@ -79,9 +98,12 @@ class ManagedProcess:
         while not self._stopping:
             assert self._process is not None
             since = loop.time()
-            await self._process.wait()
+            process = self._process
+            await process.wait()
             if self._stopping:
                 return
+            if process is not self._process:  # another has its place
+                continue
             if loop.time() - since > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s)
@@ -91,7 +113,38 @@ class ManagedProcess:
             await self.start()
             with contextlib.suppress(Internal):  # it died again: the loop goes on
                 await self.wait_announced()
+                self._renewed.set()
                 self._on_restart()
+
+    async def end(self, grace_s: float) -> None:
+        """Has it drain and end; `keep_running` starts another."""
+        self._renewed.clear()
+        if self._process is not None:
+            await _end(self._process, grace_s)
+
+    async def renewed(self) -> None:
+        """Returns once another process serves in its place."""
+        await self._renewed.wait()
+
+    async def replace(self, grace_s: float) -> None:
+        """Has it drain and end once its successor serves.
+
+        Raises:
+            Internal: the successor did not come up; the old one goes on.
+        """
+        old = self._process
+        await self.start()
+        new = self._process
+        try:
+            await self.wait_announced()
+        except BaseException:
+            self._process = old
+            if new is not None and new.returncode is None:
+                new.kill()
+            raise
+        self._on_restart()
+        if old is not None:
+            await _end(old, grace_s)
 
     def pin(self, flag: str, value: str) -> None:
         """Restarts use this value: a port that was chosen once stays."""
@@ -104,21 +157,12 @@ class ManagedProcess:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace_s):
-                await process.wait()
-        except TimeoutError:
-            self.kill()
-            await process.wait()
+        await _end(process, grace_s)
 
     def kill(self) -> None:
         """SIGKILL at once."""
         self._stopping = True
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self.crash()
 
     async def wait(self) -> None:
         """Returns when the process has ended."""
@@ -130,6 +174,18 @@ class ManagedProcess:
         return last_error(self.spec.log_file) or (
             f"{self.spec.name} ended unexpectedly; its log is {self.spec.log_file}"
         )
+
+
+async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(grace_s):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def last_error(log_file: Path) -> str | None:

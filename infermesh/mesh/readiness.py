@@ -1,6 +1,7 @@
 """When the mesh can answer: every replica serves its model, and the gateway lists it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 
 import grpc
@@ -43,6 +44,18 @@ async def _watch(stub: pb_grpc.SchedulerServiceStub, on_progress: Progress) -> b
             return True
         on_progress(seen.replica_id, seen.load_progress, seen.load_stage)
     return False
+
+
+async def wait_routable(admin_url: str, address: str) -> None:
+    """Returns once the gateway sends requests to the replica at this address."""
+    async with httpx.AsyncClient() as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError, ValueError, StopIteration):
+                response = await client.get(f"{admin_url}/debug/replicas", timeout=5.0)
+                seen = next(one for one in response.json() if one["address"] == address)
+                if seen["routable"] and seen["state"] == "serving":
+                    return
+            await asyncio.sleep(RETRY_S)
 
 
 async def wait_gateway(url: str, api_key: str, wanted: Collection[str]) -> list[str]:

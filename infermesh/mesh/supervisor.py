@@ -1,30 +1,38 @@
-"""Starts, watches and stops the processes of a mesh.
+"""Starts, watches, replaces and stops the processes of a mesh.
 
 Start: in the plan's order but without waiting, because each process waits for its peers; late
 groups once the mesh can answer. Stop: group by group in reverse, the gateway first, so that streams
 in flight finish. Before the mesh first answered, a process that ends is fatal; after, it is
-restarted.
+restarted. The gateway's HTTP sockets are held here, so that connections wait for its successor.
 """
 
 import asyncio
 import contextlib
 import json
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infermesh.errors import Internal
+from infermesh import sockets
+from infermesh.errors import Internal, MeshError
 from infermesh.lifecycle import write_whole
 from infermesh.mesh import dev_key
 from infermesh.mesh.plan import MeshPlan
 from infermesh.mesh.process import ManagedProcess
 from infermesh.mesh.readiness import Progress, wait_gateway, wait_replica
+from infermesh.mesh.rolling import Report, roll
 from infermesh.mesh.state import PRIVATE, StateFolder
+from infermesh.mesh.watchdog import watch
 
 ANY_KEY = "local"  # without an auth service every key is accepted
 STOP_MARGIN_S = 5.0
+# A gateway that takes over has its connections waiting until it knows the replicas.
+WARM_UP_S = 20.0
+_BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,9 @@ class Supervisor:
         ]
         self._early = [process for process in self._all if process not in self._late]
         self._gateway = next(p for p in self._all if p.spec == plan.gateway)
+        self._listeners: list[socket.socket] = []
+        self._num_rolls = 0
+        self._last_roll_error = ""
 
     @asynccontextmanager
     async def running(self, on_progress: Progress) -> AsyncIterator[Endpoints]:
@@ -78,6 +89,7 @@ class Supervisor:
             MeshError: a process or its model could not start; nothing is left running.
         """
         try:
+            self._listen()
             for process in self._early:
                 await process.start()
             self._endpoints = await self._wait_ready(on_progress)
@@ -87,6 +99,7 @@ class Supervisor:
                     await process.start()
                 keepers = [tasks.create_task(p.keep_running()) for p in self._all]
                 keepers += [tasks.create_task(self._list_once_announced(p)) for p in self._late]
+                keepers += [tasks.create_task(watch(p)) for p in self._all if p.spec.probed]
                 try:
                     yield self._endpoints
                 finally:
@@ -95,13 +108,53 @@ class Supervisor:
                         keeper.cancel()
         finally:
             await self._stop()
+            for listener in self._listeners:
+                listener.close()
             for path in self._ready_files:
                 path.unlink(missing_ok=True)
+
+    async def roll(self, report: Report) -> None:
+        """Replaces every process by a new one; see `rolling`.
+
+        Raises:
+            Internal: a new gateway did not come up; the old one goes on.
+        """
+        try:
+            await self._roll(report)
+            self._last_roll_error = ""
+        except MeshError as error:
+            self._last_roll_error = error.message
+            raise
+        finally:
+            self._num_rolls += 1
+            self._write_ready_file()
+
+    async def _roll(self, report: Report) -> None:
+        assert self._endpoints is not None
+        grace_s = self._grace_s + STOP_MARGIN_S
+        processes = {process.spec.name: process for process in self._all}
+        addresses = self._plan.scheduler_addresses
+        await roll(processes, addresses, self._endpoints.admin_url, grace_s, report)
+        if self._plan.auth is not None:  # both live for a while, and each has its own leases
+            name = f"{self._plan.gateway_config.gateway_id}.{self._num_rolls + 1}"
+            self._gateway.pin("gateway.gateway_id", name)
+        await self._gateway.replace(grace_s)
+        report("gateway")
 
     def kill(self) -> None:
         """Ends every process at once, streams or not."""
         for process in self._all:
             process.kill()
+
+    def _listen(self) -> None:
+        for setting in ("http_address", "admin_address"):
+            name = f"gateway.{setting}"
+            listener, _ = sockets.bind(name, getattr(self._plan.gateway_config, setting))
+            self._listeners.append(listener)
+            listener.listen(_BACKLOG)
+            self._gateway.pin(name, f"fd://{listener.fileno()}")
+        self._gateway.pin("gateway.grpc_reuse_port", "true")
+        self._gateway.inherited = tuple(one.fileno() for one in self._listeners)
 
     async def _wait_ready(self, on_progress: Progress) -> Endpoints:
         """Raises the first failure of any process, before its peers' complaints about it."""
@@ -119,8 +172,8 @@ class Supervisor:
 
     async def _ready(self, on_progress: Progress) -> Endpoints:
         facts = await self._gateway.wait_announced()
-        for flag in ("http_address", "admin_address", "grpc_address"):
-            self._gateway.pin(f"gateway.{flag}", facts[flag])
+        self._gateway.pin("gateway.grpc_address", facts["grpc_address"])
+        self._gateway.pin("gateway.warm_up_s", str(WARM_UP_S))
         async with asyncio.TaskGroup() as tasks:
             for process in self._early:
                 tasks.create_task(process.wait_announced())
@@ -153,6 +206,8 @@ class Supervisor:
         if self._endpoints is None:
             return
         facts: dict[str, Any] = {
+            "pid": os.getpid(),
+            "rolling_restarts": {"num": self._num_rolls, "error": self._last_roll_error},
             "url": self._endpoints.url,
             "admin_url": self._endpoints.admin_url,
             "grpc": self._endpoints.grpc,
