@@ -44,6 +44,7 @@ class Account:
     def __init__(self, tenant: Any, tally: Tally, found: list[Lease], now: float) -> None:
         self.tally = tally
         self.leases = found
+        self._set_back_s = tally.set_back(now)
         self.now = tally.advance(now)
         self._tenant_id = tenant.id
         self._limits = limits_of(tenant)
@@ -85,6 +86,10 @@ class Account:
         """Leases that nobody reported for: what is open of them counts as spent when they ended;
         their slots stay taken for as long as a request may run.
         """
+        if self._set_back_s:  # granted by a clock that was ahead
+            for lease in self.leases:
+                lease.expires_at -= self._set_back_s
+                await self.update(connection, lease)
         for lease in list(self.leases):
             if lease.expires_at > self.now:
                 continue

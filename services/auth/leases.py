@@ -47,6 +47,7 @@ class Leases:
                 account = await Account.lock(connection, TenantId(tenant_id), self._clock())
                 if account is None:
                     continue
+                await account.expire(connection, self._max_request_s)
                 for lease in list(account.leases):  # `end` takes from it
                     if lease.gateway.id == gateway.id and lease.gateway != gateway:
                         await account.end(connection, lease, account.now)

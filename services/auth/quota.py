@@ -35,8 +35,23 @@ class Tally:
     month_tokens: int = 0
     updated_at: float = 0.0
 
+    def set_back(self, now: float) -> float:
+        """How far the clock had been ahead, where it was put right; 0 where it never was.
+
+        What is settled then counts as of now: it stays in the window for a whole minute more. A day
+        or month that was begun too early keeps its count under the name of the earlier one.
+        """
+        ahead_s = self.updated_at - now
+        if ahead_s <= WINDOW_S:  # clocks of several instances differ a little
+            return 0.0
+        spent = self.minute
+        self.cells = {int(now): (spent.requests, spent.tokens)} if self.cells else {}
+        self.day, self.month = calendar(now)
+        self.updated_at = now
+        return ahead_s
+
     def advance(self, now: float) -> float:
-        """Forgets what has left its window; the time, which never goes back."""
+        """Forgets what has left its window; the time, which does not go back by itself."""
         now = self.updated_at = max(now, self.updated_at)
         oldest = int(now) - WINDOW_S
         self.cells = {second: spent for second, spent in self.cells.items() if second >= oldest}

@@ -257,3 +257,40 @@ async def test_report_before_hello_breaks_the_call(auth: Auth) -> None:
         call: Any = AuthServiceStub(channel).Lease()
         await call.write(pb.LeaseRequest(report=pb.LeaseReport()))
         assert "hello" in await call.details()
+
+
+async def spent_while_the_clock_was_ahead(auth: Auth, clock: TurnedClock) -> list[Gateway]:
+    """One that is lost with 200 tokens in hand, and one that has spent 800; the clock is right."""
+    clock.now += 3600
+    lost, one = Gateway(auth.stub, "lost"), Gateway(auth.stub, "one")
+    await lost.report(needed=200)
+    await one.report(needed=800)
+    await one.report(spent=800)
+    clock.now -= 3600
+    return [lost, one]
+
+
+async def test_windows_go_on_when_a_clock_that_was_an_hour_ahead_is_put_right(
+    auth: Auth, clock: TurnedClock
+) -> None:
+    lost, one = await spent_while_the_clock_was_ahead(auth, clock)
+    assert (await one.report(spent=800, needed=800)).granted.tokens == 800
+    for _ in range(6):  # the lost gateway's lease ends after 20 s; 61 later all is forgotten
+        clock.now += 17
+        await one.report(spent=800)
+    assert (await one.report(spent=800, needed=1000)).granted.tokens == 1800
+    lost.close()
+    one.close()
+
+
+async def test_lost_lease_ends_when_a_gateway_restarts_right_after_a_clock_is_put_right(
+    auth: Auth, clock: TurnedClock
+) -> None:
+    lost, one = await spent_while_the_clock_was_ahead(auth, clock)
+    again = Gateway(auth.stub, "one", "2")  # begins with a hello
+    for _ in range(9):
+        await again.report()
+        clock.now += 17
+    assert (await again.report(needed=1000)).granted.tokens == 1000
+    for gateway in (lost, one, again):
+        gateway.close()

@@ -3,6 +3,8 @@
 import datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infermesh.quota import NOTHING, Amounts, Limits
 from services.auth import quota
@@ -106,3 +108,32 @@ def test_nothing_is_refused_where_there_is_room() -> None:
 def test_cells_survive_their_column() -> None:
     made = tally((30.0, 50), (10.0, 40))
     assert quota.cells_from_json(quota.cells_to_json(made.cells)) == made.cells
+
+
+@given(
+    spent=st.lists(st.tuples(st.integers(0, 59), st.integers(0, 100)), max_size=8),
+    ahead_s=st.floats(61, 40 * 86_400),
+    later_s=st.floats(0, 59),
+)
+def test_a_clock_that_was_ahead_and_is_put_right_frees_nothing_early_and_holds_nothing_for_long(
+    spent: list[tuple[int, int]], ahead_s: float, later_s: float
+) -> None:
+    made = Tally()
+    made.advance(NOON + ahead_s)
+    for second, tokens in spent:
+        made.settle(Amounts(1, tokens), NOON + ahead_s - second)
+    before = made.minute
+    assert made.set_back(NOON) == pytest.approx(ahead_s)
+    assert made.advance(NOON + later_s) == NOON + later_s
+    assert made.minute == before
+    assert made.day_tokens == sum(tokens for _, tokens in spent)
+    made.advance(NOON + 62)
+    assert made.minute == NOTHING
+
+
+@given(behind_s=st.floats(0, 60))
+def test_clocks_that_differ_a_little_set_nothing_back(behind_s: float) -> None:
+    made = tally((30.0, 50))
+    made.advance(NOON)
+    assert made.set_back(NOON - behind_s) == 0
+    assert made.advance(NOON - behind_s) == NOON
