@@ -35,6 +35,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
         all_mean_the_same: a stored answer fits every text with an equal compatibility fingerprint.
         hangs: no lookup is answered.
         holds_semantic: what the exact tier has no answer to waits for `release`.
+        mark: what responses carry.
         queries, entries, cancelled, embedded: what the gateway sent, in order.
         embed_error: what Embed fails with.
     """
@@ -45,6 +46,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
         self.hangs = False
         self.holds_semantic = False
         self.age_s = AGE_S
+        self.mark = b"first"
         self.embedder_state = pb.EMBEDDER_STATE_READY
         self.queries: list[pb.Query] = []
         self.entries: list[pb.Entry] = []
@@ -142,6 +144,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
             dimensions=DIMENSIONS,
             max_tokens=MAX_TOKENS,
             max_texts=3,
+            mark=self.mark,
         )
 
     async def ReportBadHit(
@@ -186,6 +189,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
             lookup_id=query.lookup_id,
             outcome=pb.LOOKUP_OUTCOME_MISS,
             reason=pb.LOOKUP_REASON_TOO_OLD if exact else pb.LOOKUP_REASON_NO_CANDIDATE,
+            mark=self.mark,
         )
 
     def _hit(
@@ -199,6 +203,7 @@ class FakeCache(SemanticCacheServiceServicer, SemanticCacheAdminServiceServicer)
             reason=reason,
             entry_id=f"entry-{self.entries.index(entry)}",
             answer=entry.answer,
+            mark=self.mark,
         )
         response.age.FromSeconds(self.age_s)
         if not is_exact:

@@ -10,7 +10,7 @@ from infermesh.telemetry import logs
 from infermesh.v1 import semantic_cache_admin_service_pb2 as pb
 from infermesh.v1 import semantic_cache_admin_service_pb2_grpc as pb_grpc
 from infermesh.v1 import semantic_cache_service_pb2
-from services.cache.domain import Entry
+from services.cache.domain import Keys
 from services.cache.embeddings import Embeddings
 from services.cache.holdings import Holdings
 from services.cache.keeper import Keeper
@@ -41,8 +41,11 @@ class CacheAdminServicer(pb_grpc.SemanticCacheAdminServiceServicer):
     async def Invalidate(
         self, request: pb.InvalidateRequest, context: Any
     ) -> pb.InvalidateResponse:
-        wanted = _scope(request)
-        count = await self._keeper.invalidate(wanted, dry_run=request.dry_run)
+        if request.WhichOneof("scope") == "entry_id":
+            entry_id = entry_id_from_pb(request.entry_id)
+            count = await self._keeper.invalidate_entry(entry_id, dry_run=request.dry_run)
+        else:
+            count = await self._keeper.invalidate(_scope(request), dry_run=request.dry_run)
         if not request.dry_run:
             _log.info(
                 "invalidated",
@@ -94,18 +97,15 @@ class CacheAdminServicer(pb_grpc.SemanticCacheAdminServiceServicer):
         return response
 
 
-def _scope(request: pb.InvalidateRequest) -> Callable[[Entry], bool] | None:
+def _scope(request: pb.InvalidateRequest) -> Callable[[Keys], bool] | None:
     """Which entries; None for all."""
     kind = request.WhichOneof("scope")
-    if kind == "entry_id":
-        entry_id = entry_id_from_pb(request.entry_id)
-        return lambda entry: entry.id == entry_id
     if kind == "tenant":
-        return lambda entry: entry.keys.tenant == request.tenant
+        return lambda keys: keys.tenant == request.tenant
     if kind == "model_id":
-        return lambda entry: entry.keys.model_id == request.model_id
+        return lambda keys: keys.model_id == request.model_id
     if kind == "sharing_domain":
-        return lambda entry: entry.keys.sharing_domain == request.sharing_domain
+        return lambda keys: keys.sharing_domain == request.sharing_domain
     if kind == "all" and request.all:
         return None
     raise InvalidRequest(

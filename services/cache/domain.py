@@ -63,6 +63,7 @@ class StoreOutcome(enum.Enum):
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     QUARANTINED = "quarantined"
+    OUTDATED = "outdated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment among the invalidations of one life of the process."""
+
+    instance: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """An answer offered for keeping."""
+    """An answer offered for keeping; `mark` is from before its generation began."""
 
     keys: Keys
     text: str
@@ -129,6 +138,7 @@ class Draft:
     answer: Answer
     ttl_s: float | None = None
     replace: bool = False
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ import numpy as np
 
 from infermesh.telemetry import logs, metrics
 from services.cache import records
-from services.cache.domain import Entry, EntryId, ScopedKey
+from services.cache.domain import Entry, EntryId, Keys, ScopedKey
 from services.cache.embedding_thread import EmbeddingThread
 from services.cache.index import SemanticIndex, Vectors
+from services.cache.invalidations import Invalidations
 from services.cache.journal import Journal
 from services.cache.quarantine import Quarantine
 from services.cache.recovery import Recovered
@@ -41,6 +42,7 @@ class Holdings:
     ) -> None:
         self.store = store
         self.quarantine = Quarantine()
+        self.invalidations = Invalidations()
         self.journal = journal
         self.epoch = 0
         self.num_corrupt = 0
@@ -140,9 +142,15 @@ class Holdings:
         self._record(records.Quarantined(entry.id, exact, domain, fingerprint, until_s))
         self.drop([entry.id], "quarantined")
 
+    def invalidate(self, covers: Callable[[Keys], bool]) -> int:
+        """Voids entries of such keys, and all that began before; how many there were."""
+        self.invalidations.add(covers)
+        return self.drop(self.store.select(covers), "invalidated")
+
     def raise_epoch(self) -> int:
-        """Voids every entry; how many there were."""
+        """Voids every entry, and all that began before; how many there were."""
         self.epoch += 1
+        self.invalidations.add(lambda _: True)
         count = len(self.store)
         self.store.remove([held.entry.id for held in list(self.store)])
         self.to_embed.clear()

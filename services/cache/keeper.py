@@ -13,7 +13,7 @@ from infermesh.errors import Internal, MeshError, NotFound
 from infermesh.telemetry import metrics
 from services.cache import courtesy
 from services.cache.batching import Lane
-from services.cache.domain import Draft, Entry, EntryId, StoreOutcome
+from services.cache.domain import Draft, Entry, EntryId, Keys, StoreOutcome
 from services.cache.embedding import Job, State
 from services.cache.embedding_thread import EmbeddingThread
 from services.cache.gates import is_volatile, semantic_gate
@@ -48,7 +48,7 @@ class Keeper:
         self._has_words.set()  # those that were restored
 
     def keep(self, draft: Draft) -> StoreOutcome:
-        """Keeps an answer, unless it is there, too large or in quarantine."""
+        """Keeps an answer, unless it is there, too large, in quarantine or outdated."""
         outcome = self._keep(draft)
         self.count(outcome)
         return outcome
@@ -62,23 +62,31 @@ class Keeper:
         self._holdings.embedder_is_ready()
         self._has_work.set()
 
-    async def invalidate(self, wanted: Callable[[Entry], bool] | None, *, dry_run: bool) -> int:
-        """Removes the entries that satisfy `wanted`, all by a new epoch for None; how many.
+    async def invalidate(self, wanted: Callable[[Keys], bool] | None, *, dry_run: bool) -> int:
+        """Removes the entries whose keys satisfy `wanted`, all by a new epoch for None; how many.
+
+        Answers whose generation began before are not kept after it.
 
         Raises:
             Internal: they are out of use, but the disk does not know it.
         """
+        if dry_run:
+            store = self._holdings.store
+            return len(store) if wanted is None else len(store.select(wanted))
         if wanted is None:
-            if dry_run:
-                return len(self._holdings.store)
             count = self._holdings.raise_epoch()
         else:
-            ids = self._holdings.store.select(wanted)
-            if dry_run:
-                return len(ids)
-            count = self._holdings.drop(ids, "invalidated")
+            count = self._holdings.invalidate(wanted)
         await self._make_durable()
         return count
+
+    async def invalidate_entry(self, entry_id: EntryId, *, dry_run: bool) -> int:
+        """The same for one entry and its exact request; 0 where it is not there."""
+        held = self._holdings.store.get(entry_id, self._now_s())
+        if held is None:
+            return 0
+        exact = held.entry.keys.exact
+        return await self.invalidate(lambda keys: keys.exact == exact, dry_run=dry_run)
 
     async def report_bad_hit(self, entry_id: EntryId, sharing_domain: str) -> bool:
         """Quarantines an entry; False where it is in quarantine.
@@ -148,6 +156,8 @@ class Keeper:
             return StoreOutcome.TOO_LARGE
         if self._holdings.quarantine.holds(exact, now_s):
             return StoreOutcome.QUARANTINED
+        if self._holdings.invalidations.void(draft.mark, draft.keys):
+            return StoreOutcome.OUTDATED
         if not draft.replace and self._holdings.store.find(exact, now_s) is not None:
             return StoreOutcome.DUPLICATE
         ttl_s = self._config.ttl_s

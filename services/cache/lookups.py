@@ -16,7 +16,7 @@ from infermesh.errors import MeshError
 from infermesh.telemetry import metrics
 from services.cache import courtesy, wording
 from services.cache.batching import Lane
-from services.cache.domain import Decision, Found, Outcome, Query, Reason, miss
+from services.cache.domain import Decision, Found, Mark, Outcome, Query, Reason, miss
 from services.cache.embedding import Embedded, Job, State
 from services.cache.embedding_thread import EmbeddingThread
 from services.cache.gates import semantic_gate
@@ -53,6 +53,11 @@ class Lookups:
         self._deadline_s = config.lookup_deadline_ms / 1e3
         self.counts: Counter[tuple[Outcome, Reason]] = Counter()
         self.compute_s_saved = 0.0
+
+    @property
+    def mark(self) -> Mark:
+        """Of an answer whose generation begins after a lookup that ends now."""
+        return self._holdings.invalidations.mark
 
     def at_once(self, query: Query) -> Found | None:
         """The end of a lookup that needs no embedding; None where it goes on by meaning."""

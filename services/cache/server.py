@@ -20,7 +20,7 @@ from services.cache.holdings import Holdings
 from services.cache.keeper import Keeper
 from services.cache.lookups import Lookups
 from services.cache.session import LookupSession
-from services.cache.wire import draft_from_pb
+from services.cache.wire import draft_from_pb, mark_to_pb
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SemanticCacheService"].full_name
 _log = logs.get(__name__)
@@ -137,6 +137,7 @@ class CacheServicer(pb_grpc.SemanticCacheServiceServicer):
             state=pb.EmbedderState.Value(f"EMBEDDER_STATE_{self._embeddings.state.name}"),
             model_id=self._model_id,
             max_texts=self._max_texts,
+            mark=mark_to_pb(self._lookups.mark),
         )
         facts = self._embeddings.facts
         if facts is not None:

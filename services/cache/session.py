@@ -89,7 +89,7 @@ class LookupSession:
             found = self._lookups.refuse_overload()
         if found is not None:
             _trace(message, found, began_ns)
-            await self._answers.put(found_to_pb(lookup_id, found))
+            await self._answers.put(found_to_pb(lookup_id, found, self._lookups.mark))
             return
         task = self._tasks.create_task(self._by_meaning(message, query, began_ns))
         self._open[lookup_id] = task
@@ -101,7 +101,7 @@ class LookupSession:
             _log.exception("a lookup failed", extra={"request_id": message.request_id})
             found = Found(miss(Reason.EMBEDDER_FAILED))
         _trace(message, found, began_ns)
-        response = found_to_pb(message.lookup_id, found)
+        response = found_to_pb(message.lookup_id, found, self._lookups.mark)
         await self._answers.put(response)
         if self._open.get(message.lookup_id) is asyncio.current_task():
             del self._open[message.lookup_id]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.cache.domain import Entry, EntryId, ScopedKey
+from services.cache.domain import Entry, EntryId, Keys, ScopedKey
 from services.cache.wordings import Wordings
 
 if TYPE_CHECKING:
@@ -138,9 +138,9 @@ class Store:
             removed += self.remove([worst.entry.id])
         return removed
 
-    def select(self, wanted: Callable[[Entry], bool]) -> list[EntryId]:
-        """Ids of the entries that satisfy `wanted`."""
-        return [held.entry.id for held in self if wanted(held.entry)]
+    def select(self, wanted: Callable[[Keys], bool]) -> list[EntryId]:
+        """Ids of the entries whose keys satisfy `wanted`."""
+        return [held.entry.id for held in self if wanted(held.entry.keys)]
 
     def _forget(self, held: Held) -> None:
         entry = held.entry

@@ -8,13 +8,24 @@ from typing import TYPE_CHECKING
 from infermesh.errors import NotFound, ProtocolViolation
 from infermesh.v1 import sampling_pb2
 from infermesh.v1 import semantic_cache_service_pb2 as pb
-from services.cache.domain import Answer, Draft, EntryId, Found, Keys, Query, StoreOutcome, Traits
+from services.cache.domain import (
+    Answer,
+    Draft,
+    EntryId,
+    Found,
+    Keys,
+    Mark,
+    Query,
+    StoreOutcome,
+    Traits,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
 _FINGERPRINT_BYTES = 32
 _ENTRY_PREFIX = "ans-"
+_NUMBER_BYTES = 8
 _FINISHED = (sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH)
 
 
@@ -52,7 +63,19 @@ def query_from_pb(query: pb.Query) -> Query:
     )
 
 
-def found_to_pb(lookup_id: int, found: Found) -> pb.LookupResponse:
+def mark_to_pb(mark: Mark) -> bytes:
+    """As gateways carry it, who don't look into it."""
+    return mark.instance + mark.number.to_bytes(_NUMBER_BYTES, "big")
+
+
+def mark_from_pb(data: bytes) -> Mark | None:
+    """The inverse; None where there is none."""
+    if len(data) <= _NUMBER_BYTES:
+        return None
+    return Mark(data[:-_NUMBER_BYTES], int.from_bytes(data[-_NUMBER_BYTES:], "big"))
+
+
+def found_to_pb(lookup_id: int, found: Found, mark: Mark) -> pb.LookupResponse:
     """What a lookup came to."""
     decision = found.decision
     outcome, reason = decision.outcome.name, decision.reason.name
@@ -61,6 +84,7 @@ def found_to_pb(lookup_id: int, found: Found) -> pb.LookupResponse:
         outcome=pb.LookupOutcome.Value(f"LOOKUP_OUTCOME_{outcome}"),
         reason=pb.LookupReason.Value(f"LOOKUP_REASON_{reason}"),
         similarity=decision.similarity,
+        mark=mark_to_pb(mark),
     )
     if found.entry is not None:
         response.age.FromTimedelta(timedelta(seconds=found.age_s))
@@ -84,6 +108,7 @@ def draft_from_pb(entry: pb.Entry) -> Draft | StoreOutcome:
         Answer(answer.SerializeToString(), max(0.0, answer.compute_seconds)),
         _seconds(entry.ttl) if entry.HasField("ttl") else None,
         entry.replace,
+        mark_from_pb(entry.mark),
     )
 
 

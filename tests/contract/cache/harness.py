@@ -33,14 +33,20 @@ class Client:
         self.admin: Any = admin_grpc.SemanticCacheAdminServiceStub(channel)
 
     async def store(self, *entries: pb.Entry) -> dict[str, int]:
-        """Outcomes by name."""
-        requests = [pb.StoreRequest(entry=entry) for entry in entries]
+        """Outcomes by name; entries without a mark get the cache's of now."""
+        mark = await self.mark()
+        requests = [pb.StoreRequest(entry=marked(entry, mark)) for entry in entries]
         response = await self.cache.Store(iter(requests), timeout=DEADLINE_S)
         prefix = "STORE_OUTCOME_"
         return {
             pb.StoreOutcome.Name(one.outcome).removeprefix(prefix): one.num_entries
             for one in response.counts
         }
+
+    async def mark(self) -> bytes:
+        """Of what begins now."""
+        response = await self.cache.GetEmbedder(pb.GetEmbedderRequest(), timeout=DEADLINE_S)
+        return bytes(response.mark)
 
     async def look_up(self, *queries: pb.Query) -> list[pb.LookupResponse]:
         """Answers in the order of the queries, over one call."""
@@ -140,6 +146,13 @@ def entry(text: str, **fields: Any) -> pb.Entry:
     """An offer."""
     own = {name: fields.pop(name) for name in ("domain", "context") if name in fields}
     return pb.Entry(**{**keys(text, **own), "answer": answer(), **fields})
+
+
+def marked(offered: pb.Entry, mark: bytes) -> pb.Entry:
+    """The offer with a mark, if it has none."""
+    copy = pb.Entry(mark=mark)
+    copy.MergeFrom(offered)
+    return copy
 
 
 def names(response: pb.LookupResponse) -> tuple[str, str]:

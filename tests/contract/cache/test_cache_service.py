@@ -286,6 +286,46 @@ async def test_admin_invalidates_reports_and_counts(tmp_path: Path) -> None:
         assert await client.store(entry("a")) == {"QUARANTINED": 1}
 
 
+@pytest.mark.parametrize("scope", ["tenant", "model_id", "sharing_domain", "entry_id", "all"])
+async def test_an_answer_that_began_before_an_invalidation_is_not_stored_after_it(
+    tmp_path: Path, scope: str
+) -> None:
+    async with serving(config(tmp_path, embedder="none")) as (_, client):
+        before = (await client.look_up(query(1, "a")))[0].mark
+        await client.store(entry("a"), entry("b", domain="globex", model_id="big"))
+        (hit,) = await client.look_up(query(1, "a"))
+        values = {
+            "tenant": "acme", "model_id": "demo", "sharing_domain": "acme",
+            "entry_id": hit.entry_id, "all": True,
+        }  # fmt: skip
+        request = admin_pb.InvalidateRequest(**{scope: values[scope]})
+        await client.admin.Invalidate(request)
+        assert await client.store(entry("a", mark=before)) == {"OUTDATED": 1}
+        other = entry("c", domain="globex", model_id="big", mark=before)
+        assert await client.store(other) == {"OUTDATED" if scope == "all" else "STORED": 1}
+        (missed,) = await client.look_up(query(1, "a"))
+        assert names(missed)[0] == "MISS"
+        assert await client.store(entry("a", mark=missed.mark)) == {"STORED": 1}
+
+
+async def test_an_answer_that_began_in_another_life_of_the_cache_is_not_stored(
+    tmp_path: Path,
+) -> None:
+    options = config(tmp_path, embedder="none", data_dir=str(tmp_path / "data"))
+    async with serving(options) as (_, client):
+        before = await client.mark()
+        await client.admin.Invalidate(admin_pb.InvalidateRequest(tenant="acme"))
+    async with serving(options) as (_, client):
+        assert await client.store(entry("a", mark=before)) == {"OUTDATED": 1}
+        assert await client.store(entry("a")) == {"STORED": 1}
+
+
+async def test_an_answer_without_a_mark_is_not_stored(tmp_path: Path) -> None:
+    async with serving(config(tmp_path, embedder="none")) as (_, client):
+        response = await client.cache.Store(iter([pb.StoreRequest(entry=entry("a"))]))
+        assert [one.outcome for one in response.counts] == [pb.STORE_OUTCOME_OUTDATED]
+
+
 async def test_max_age_and_ttl_arrive(tmp_path: Path) -> None:
     now_s = [1000.0]
     options = config(tmp_path, embedder="none")
@@ -315,7 +355,7 @@ async def test_drain_ends_streams_and_keeps_what_arrived(tmp_path: Path) -> None
             request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
             assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
         lookups, stores = client.cache.Lookup(), client.cache.Store()
-        await stores.write(pb.StoreRequest(entry=entry("a")))
+        await stores.write(pb.StoreRequest(entry=entry("a", mark=await client.mark())))
         found, lookup_id = "", 0
         while found != "HIT_EXACT":  # two calls: nothing orders one's messages before the other's
             lookup_id += 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from services.cache.domain import Answer, Draft, Entry, EntryId, Keys, Query, Traits
+from services.cache.domain import Answer, Draft, Entry, EntryId, Keys, Mark, Query, Traits
 
 OPEN = Traits(semantic_enabled=True)
+# The cache that tests offer drafts to.
+INSTANCE = b"one life of a cache"
 
 
 def keys(text: str = "q", *, domain: str = "acme", context: str = "", model: str = "m") -> Keys:
@@ -39,6 +41,7 @@ def draft(text: str, **fields: Any) -> Draft:
         "text": text,
         "traits": OPEN,
         "answer": Answer(text.encode(), 1.0),
+        "mark": Mark(INSTANCE, 0),
     }
     return Draft(**{**values, **fields})
 

@@ -16,11 +16,12 @@ from services.cache.batching import Lane, LaneLimits
 from services.cache.domain import Found, Keys, Outcome, Query, Reason, StoreOutcome
 from services.cache.embedding_thread import EmbeddingThread
 from services.cache.holdings import Holdings
+from services.cache.invalidations import Invalidations
 from services.cache.keeper import Keeper
 from services.cache.lookups import Lookups
 from services.cache.store import Store
 from tests.unit.cache.embedders import WordEmbedder
-from tests.unit.cache.entries import OPEN, draft, keys, query
+from tests.unit.cache.entries import INSTANCE, OPEN, draft, keys, query
 
 LIMITS = {lane: LaneLimits(max_batch=8, max_wait_s=0.0, max_queued=16) for lane in Lane}
 QUESTION = "What is the capital of France?"
@@ -35,6 +36,7 @@ class Cache:
         defaults = {"lookup_deadline_ms": 20_000.0, "threshold": 0.8, "words_first": False}
         config = CacheConfig(**{**defaults, **options})
         self.holdings = Holdings(Store(config.max_bytes), None, thread, self.clock)
+        self.holdings.invalidations = Invalidations(INSTANCE)
         self.lookups = Lookups(config, self.holdings, thread, self.clock)
         self.keeper = Keeper(config, self.holdings, thread, self.clock)
 
@@ -74,6 +76,11 @@ async def running(embedder: WordEmbedder, **options: Any) -> AsyncIterator[Cache
         indexer.cancel()
         embedder.release()
         assert thread.stop(10.0)
+
+
+def of_question(asked: Keys) -> bool:
+    """An invalidation of QUESTION alone."""
+    return asked.exact == keys(QUESTION).exact
 
 
 async def test_lookup_climbs_from_exact_to_meaning() -> None:
@@ -226,10 +233,10 @@ async def test_a_removed_entry_is_found_no_more_by_meaning() -> None:
         cache.keeper.keep(draft(QUESTION))
         cache.keeper.keep(draft("What is the capital of Spain?"))
         await cache.indexed(2)
-        wanted = await cache.keeper.invalidate(lambda entry: entry.text == QUESTION, dry_run=True)
+        wanted = await cache.keeper.invalidate(of_question, dry_run=True)
         assert wanted == 1
         assert await cache.reason(query(REWORDED)) is Reason.SAME_MEANING
-        await cache.keeper.invalidate(lambda entry: entry.text == QUESTION, dry_run=False)
+        await cache.keeper.invalidate(of_question, dry_run=False)
         assert await cache.reason(query(REWORDED)) is Reason.NAMES_DIFFER
         await cache.keeper.invalidate(None, dry_run=False)
         assert await cache.reason(query(REWORDED)) is Reason.NO_CANDIDATE
@@ -241,7 +248,7 @@ async def test_a_removed_entry_stands_in_no_others_way() -> None:
         cache.keeper.keep(draft(QUESTION))
         cache.keeper.keep(draft("Tell me the capital of France"))
         await cache.indexed(2)
-        await cache.keeper.invalidate(lambda entry: entry.text == QUESTION, dry_run=False)
+        await cache.keeper.invalidate(of_question, dry_run=False)
         assert await cache.reason(query(REWORDED)) is Reason.SAME_MEANING
 
 
@@ -260,6 +267,43 @@ async def test_a_bad_hit_is_kept_out_until_the_quarantine_ends() -> None:
     assert cache.keeper.keep(draft(QUESTION)) is StoreOutcome.QUARANTINED
     cache.now_s += 100.0
     assert cache.keeper.keep(draft(QUESTION)) is StoreOutcome.STORED
+
+
+async def test_an_answer_that_began_before_an_invalidation_is_not_kept_after_it() -> None:
+    cache = Cache(None)
+    invalidations = cache.holdings.invalidations
+    began = invalidations.mark
+    assert cache.keeper.keep(draft(QUESTION, mark=began)) is StoreOutcome.STORED
+    await cache.keeper.invalidate(lambda asked: asked.tenant == "acme", dry_run=True)
+    assert cache.keeper.keep(draft(QUESTION, mark=began)) is StoreOutcome.DUPLICATE
+    await cache.keeper.invalidate(lambda asked: asked.tenant == "acme", dry_run=False)
+    assert cache.keeper.keep(draft(QUESTION, mark=began)) is StoreOutcome.OUTDATED
+    assert cache.keeper.keep(draft(QUESTION, mark=began, replace=True)) is StoreOutcome.OUTDATED
+    other = draft(QUESTION, mark=began, domain="globex")
+    assert cache.keeper.keep(other) is StoreOutcome.STORED
+    assert cache.keeper.keep(draft(QUESTION, mark=invalidations.mark)) is StoreOutcome.STORED
+
+
+async def test_an_invalidated_entry_is_not_kept_again_by_an_answer_that_was_under_way() -> None:
+    cache = Cache(None)
+    began = cache.holdings.invalidations.mark
+    cache.keeper.keep(draft(QUESTION, mark=began))
+    hit = await cache.find(query(QUESTION))
+    assert hit.entry is not None
+    assert await cache.keeper.invalidate_entry(hit.entry.id, dry_run=True) == 1
+    assert await cache.keeper.invalidate_entry(hit.entry.id, dry_run=False) == 1
+    assert await cache.keeper.invalidate_entry(hit.entry.id, dry_run=False) == 0
+    assert cache.keeper.keep(draft(QUESTION, mark=began)) is StoreOutcome.OUTDATED
+    assert cache.keeper.keep(draft(REWORDED, mark=began)) is StoreOutcome.STORED
+
+
+async def test_an_answer_that_began_before_the_epoch_is_not_kept_after_it() -> None:
+    cache = Cache(None)
+    began = cache.holdings.invalidations.mark
+    await cache.keeper.invalidate(None, dry_run=False)
+    assert cache.keeper.keep(draft(QUESTION, mark=began)) is StoreOutcome.OUTDATED
+    now = cache.holdings.invalidations.mark
+    assert cache.keeper.keep(draft(QUESTION, mark=now)) is StoreOutcome.STORED
 
 
 async def test_an_answer_larger_than_allowed_is_not_kept() -> None:
