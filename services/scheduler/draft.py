@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.scheduler.ids import BlockHash, BlockId
+from infermesh.block_hash import BlockHash
+from services.scheduler.fairness import counter_of
+from services.scheduler.ids import BlockId
 from services.scheduler.sequence import Sequence
 from services.scheduler.step_plan import Admission, Limits, PlannedRow, PlanState, StepPlan
+from services.scheduler.token_budget import TimeLeft
 
 
 @dataclass(slots=True)
@@ -22,6 +25,9 @@ class Draft:
     available: int
     # Blocks come back when steps in flight have run: wait rather than preempt another.
     blocks_coming: bool
+    # For known tokens, where the step has decodes and a target.
+    time: TimeLeft | None = None
+    num_decodes: int = 0
     rows: list[PlannedRow] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
@@ -38,8 +44,34 @@ class Draft:
     def finish(self) -> StepPlan:
         """The plan as it stands."""
         return StepPlan(
-            self.rows, self.admissions, self.preempted, self.out_of_memory, self.deferred
+            self.rows,
+            self.admissions,
+            self.preempted,
+            self.out_of_memory,
+            self.deferred,
+            self._total_budget,
+            None if self.time is None else self.time.expected_s,
         )
+
+    def start_clock(self) -> None:
+        """The decodes are planned: what comes beside them must not hold them up for long."""
+        target = self.limits.target
+        if target is None or not self.rows:
+            return
+        self.num_decodes, context = len(self.rows), 0
+        for row in self.rows:
+            assert row.sequence.placement is not None
+            context += row.sequence.placement.num_planned + 1
+        self.time = target.beside(self.num_decodes, context)
+
+    @property
+    def is_full(self) -> bool:
+        """No more known tokens."""
+        return self.budget <= 0 or (self.time is not None and self.time.is_spent)
+
+    def most_from(self, first: int) -> int:
+        """The most known tokens of one sequence, from position `first` on, that may be added."""
+        return self.budget if self.time is None else min(self.budget, self.time.tokens_from(first))
 
     def retire_outgrown(self, sequence: Sequence) -> None:
         """Its next token needs the other rotary tables, and with them all before it anew."""
@@ -80,9 +112,9 @@ class Draft:
         return True
 
     def _victim(self) -> Sequence | None:
-        """Lowest class, then youngest, of those still running."""
+        """Of those still running: lowest class, then served most, then youngest."""
         left = [s for s in self.state.running if s not in self.preempted]
-        return max(left, key=_youth, default=None)
+        return max(left, key=_dispensable, default=None)
 
     def _preempt(self, victim: Sequence) -> int:
         """Takes its row back; returns the blocks that nobody else holds."""
@@ -96,6 +128,17 @@ class Draft:
         assert victim.placement is not None
         return self.state.pool.num_exclusive(victim.placement.block_ids)
 
+    def idle(self, block_ids: list[BlockId]) -> list[BlockId]:
+        """Of these blocks, those that an admission takes from what is available."""
+        is_cached, claimed = self.state.pool.is_cached, self.claimed
+        return [one for one in block_ids if is_cached(one) and one not in claimed]
+
+    def take_known(self, first: int, num_tokens: int, num_blocks: int) -> None:
+        """Counts known tokens from position `first` on off what is left."""
+        self.take(num_tokens, num_blocks)
+        if self.time is not None:
+            self.time.take(first, num_tokens)
+
     def take(self, num_tokens: int, num_blocks: int) -> None:
         """Counts them off what is left; negative gives back."""
         self.budget -= num_tokens
@@ -105,6 +148,11 @@ class Draft:
         """That hold so many tokens."""
         return -(-num_tokens // self.limits.block_size)
 
+    @property
+    def _total_budget(self) -> int:
+        most = self.limits.max_batch_tokens
+        return most if self.time is None else min(most, self.num_decodes + self.time.offered)
 
-def _youth(sequence: Sequence) -> tuple[int, tuple[int, int]]:
-    return -sequence.priority, sequence.order
+
+def _dispensable(sequence: Sequence) -> tuple[int, float, tuple[int, int]]:
+    return -sequence.priority, counter_of(sequence), sequence.order

@@ -6,6 +6,3 @@ from typing import NewType
 SlotId = NewType("SlotId", int)
 BlockId = NewType("BlockId", int)
 StepId = NewType("StepId", int)
-
-# SHA-256 over a block's tokens, all tokens before it, and who may share them.
-BlockHash = NewType("BlockHash", bytes)

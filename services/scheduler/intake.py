@@ -9,9 +9,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from infermesh.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, QueueFull
+from services.scheduler.bookings import Bookings
 from services.scheduler.ledger import Capacity
-from services.scheduler.queue import Throughput, WaitingQueue
-from services.scheduler.sequence import Sampling
+from services.scheduler.pace import Pace
+from services.scheduler.queue import WaitingQueue
+from services.scheduler.sequence import Resumable, Sampling
+
+# Estimates are off by some tenths. Under overload everybody who is let in comes close to the
+# deadline: without a margin half of them would miss it, and what they were served be lost.
+_CAUTION = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +53,20 @@ class Submission:
     remaining_s: float | None
     sharing_domain: str
     traceparent: str
+    # At other replicas, without a token since.
+    num_crashes: int = 0
+    resumable: Resumable | None = None
 
     @property
     def num_tokens(self) -> int:
         """What it brings to compute; the prompt once for all choices."""
         outputs = sum(len(output) + 1 for _, output in self.choices)
         return len(self.prompt_token_ids) + outputs - 1
+
+    @property
+    def key(self) -> int:
+        """By which it is known again when it comes back."""
+        return hash((self.priority, len(self.choices), self.max_tokens, *self.prompt_token_ids))
 
     @property
     def is_resumed(self) -> bool:
@@ -97,12 +111,17 @@ def check_input(submission: Submission, model: ModelFacts) -> None:
 
 
 def check_load(
-    submission: Submission, capacity: Capacity, queue: WaitingQueue, drain: Throughput
+    submission: Submission,
+    capacity: Capacity,
+    queue: WaitingQueue,
+    pace: Pace,
+    bookings: Bookings,
+    now_s: float,
 ) -> None:
     """Raises ContextLengthExceeded, QueueFull or DeadlineExceeded: not here, or not now.
 
-    Without evidence of how fast waiting tokens are computed, a deadline is believed; for a resumed
-    stream, which was promised, always.
+    Without evidence of how fast waiting tokens leave, a deadline is believed. A resumed stream was
+    promised: for it there is always room, and its deadline is believed.
     """
     prompt_len = len(submission.prompt_token_ids)
     if prompt_len + 1 > capacity.num_blocks * capacity.block_size:
@@ -111,17 +130,47 @@ def check_load(
             f"{capacity.num_blocks * capacity.block_size}, one of them for output",
             param="prompt",
         )
-    if not queue.has_room(submission.num_tokens):
-        excess = queue.num_tokens + submission.num_tokens - queue.max_tokens
-        raise QueueFull(
-            f"{queue.num_tokens} of {queue.max_tokens} queue tokens are taken",
-            retry_after_s=drain.retry_after_s(excess),
-        )
+    if not submission.is_resumed:
+        _check_room(submission, queue, pace, bookings, now_s)
     if submission.remaining_s is not None:
-        num_ahead = queue.num_tokens_ahead(submission.priority)
-        wait_s = 0.0 if submission.is_resumed else drain.seconds_for(num_ahead) or 0.0
+        wait_s = 0.0 if submission.is_resumed else _finish_s(submission, capacity, queue, pace)
         if submission.remaining_s <= 0 or wait_s > submission.remaining_s:
             raise DeadlineExceeded(
-                f"the queue takes about {wait_s:.1f} s, the deadline is in "
+                f"an answer takes about {wait_s:.1f} s with the queue, the deadline is in "
                 f"{submission.remaining_s:.1f} s"
             )
+    if bookings:
+        bookings.claim(submission.tenant, submission.key)
+
+
+def _check_room(
+    submission: Submission, queue: WaitingQueue, pace: Pace, bookings: Bookings, now_s: float
+) -> None:
+    tenant, num_tokens = submission.tenant, submission.num_tokens
+    who = (submission.priority, tenant, submission.tenant_weight)
+    reserved = 0
+    if bookings:
+        reserved = bookings.reserved(tenant, submission.key, now_s, pace.pause_s)
+    excess = queue.excess(num_tokens, *who, reserved)
+    if excess:
+        rate = pace.drain_rate()
+        mine = rate * queue.share_of(*who) if rate else None
+        raise QueueFull(
+            f"{queue.num_tokens} of {queue.max_tokens} queue tokens are taken, "
+            f"{queue.num_tokens_of(tenant)} of them by this tenant",
+            retry_after_s=bookings.book(tenant, submission.key, num_tokens, excess, mine, now_s),
+        )
+
+
+def _finish_s(submission: Submission, capacity: Capacity, queue: WaitingQueue, pace: Pace) -> float:
+    """How long until its answer is complete; 0 where it need not wait or nothing is known."""
+    num_ahead = queue.num_tokens_ahead(
+        submission.priority, submission.tenant, submission.tenant_weight
+    )
+    wait_s = pace.seconds_for(num_ahead)
+    if not wait_s:
+        return 0.0
+    per_step = pace.known_per_step or capacity.max_batch_tokens
+    num_prompt_steps = -(-submission.num_tokens // per_step)
+    answer_s = pace.service_s(num_prompt_steps, submission.min_tokens, submission.max_tokens)
+    return _CAUTION * (wait_s + answer_s)

@@ -13,11 +13,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from infermesh.block_hash import extend_hashes
 from services.scheduler.blocks import BlockPool
+from services.scheduler.eviction import NUM_CLASSES, Eviction
 from services.scheduler.ids import BlockId, SlotId, StepId
-from services.scheduler.prefix_cache import PrefixCache, extend_hashes, long_scope
+from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.sequence import Placement, Sequence
-from services.scheduler.step_plan import Admission, PlannedRow, StepPlan
+from services.scheduler.step_plan import Admission, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class AppliedRow(NamedTuple):
     placement: Placement
     first: int
     end: int
-    new_block_ids: list[BlockId]
+    new_block_ids: Seq[BlockId]
     # Its input is the token that the slot sampled last.
     from_last: bool
     samples: bool
@@ -58,22 +60,33 @@ class AppliedStep:
     copies: list[BlockMove]
     placed: list[Placement]
     rows: list[AppliedRow]
+    # The first of its rows are decodes without a new block: their slots say all of them.
+    num_decodes: int
     num_tokens: int
+    # Of those, tokens of prompts and of outputs computed again: all but the decodes.
+    num_known: int
     planned_s: float
-
-    @property
-    def num_known(self) -> int:
-        """Its tokens of prompts and of outputs computed again: all but the decodes."""
-        return self.num_tokens - sum(row.from_last for row in self.rows)
+    # Kept blocks that were given up for it.
+    num_evicted: int
+    # Query tokens that it could have held.
+    budget: int
+    # Of the device, where a target was to be kept.
+    expected_s: float | None
 
 
 class Ledger:
     """All that is held on one device."""
 
-    def __init__(self, capacity: Capacity, caching: bool, rope_switch_len: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        caching: bool,
+        rope_switch_len: int = 0,
+        eviction_classes: int = NUM_CLASSES,
+    ) -> None:
         self.capacity = capacity
         self.rope_switch_len = rope_switch_len
-        self.pool = BlockPool(capacity.num_blocks)
+        self.pool = BlockPool(capacity.num_blocks, Eviction(eviction_classes))
         self.cache = PrefixCache(self.pool, caching)
         self.running: list[Sequence] = []
         self._caching = caching
@@ -94,53 +107,82 @@ class Ledger:
             if sequence.is_long:
                 sequence.block_hashes.clear()
         if self._caching:
-            scope = sequence.request.scope
             extend_hashes(
                 sequence.block_hashes,
-                long_scope(scope) if sequence.is_long else scope,
+                sequence.scope,
                 sequence.token_ids,
                 self.capacity.block_size,
             )
 
     def apply(self, plan: StepPlan, step_id: StepId, now_s: float) -> AppliedStep:
         """Carries out a plan; the preempted have lost their places after it."""
+        num_evicted = self.pool.num_evicted
         for admission in plan.admissions:  # before anything can be evicted
-            self.pool.hold(admission.start.shared)
-            if admission.start.copy_from is not None:
-                self.pool.hold([admission.start.copy_from])
+            self.pool.hold(admission.start.touched)
         for sequence in plan.preempted:
             assert sequence.placement is not None
             self.retire(sequence.placement)
-        rows = [self._grow(row, step_id) for row in plan.rows]
+        rows: list[AppliedRow] = []
+        for sequence, count, num_new in plan.rows:
+            assert sequence.placement is not None
+            rows.append(self._advance(sequence.placement, count, num_new, step_id))
         copies: list[BlockMove] = []
         first_admitted = len(rows)
         rows.extend(self._place(admission, step_id, copies) for admission in plan.admissions)
+        num_decodes = _num_decodes(rows)
+        num_known = num_from_last = 0
+        for row in rows[num_decodes:]:
+            if row.from_last:
+                num_from_last += 1
+            else:
+                num_known += row.end - row.first
         # Last, so that nobody reads in this step what this step fills.
-        for row in rows:
-            self._offer(row.placement, min(row.end, len(row.placement.sequence.token_ids)), step_id)
-        placed = [row.placement for row in rows[first_admitted:]]
+        block_size = self.capacity.block_size
+        for place, _, end, _, _, _ in rows:
+            if end // block_size > place.num_offered:
+                self._offer(place, min(end, len(place.sequence.token_ids)), step_id)
         ended: list[SlotId] = []
         if rows:  # else nothing is sent that could carry them
             ended, self._ended_slots = self._ended_slots, []
-        num_tokens = sum(row.end - row.first for row in rows)
-        return AppliedStep(step_id, ended, copies, placed, rows, num_tokens, now_s)
+        return AppliedStep(
+            step_id=step_id,
+            ended_slots=ended,
+            copies=copies,
+            placed=[row.placement for row in rows[first_admitted:]],
+            rows=rows,
+            num_decodes=num_decodes,
+            num_tokens=num_decodes + num_from_last + num_known,
+            num_known=num_known,
+            planned_s=now_s,
+            num_evicted=self.pool.num_evicted - num_evicted,
+            budget=plan.budget,
+            expected_s=plan.expected_s,
+        )
 
     def executed(self, placement: Placement, end: int, step_id: StepId) -> None:
-        """The KV of positions below `end` is there, and every token of them is known."""
-        placement.num_computed = end
+        """The KV of positions below `end` is there; of surplus tokens it is nobody's."""
+        sequence = placement.sequence
+        known = len(sequence.token_ids)
+        if end < known:
+            known = end
+        placement.num_computed = known
+        placement.has_run = True
         unconfirmed = placement.unconfirmed
         while unconfirmed and unconfirmed[0][0] <= step_id:
             del self._unconfirmed[unconfirmed.popleft()[1]]
         if placement.relies_on:
             placement.relies_on = [link for link in placement.relies_on if link[1] > step_id]
-        if not placement.sequence.is_over:
-            self._offer(placement, end, None)
+        if known // self.capacity.block_size > placement.num_offered:
+            self._offer(placement, known, None)
+        if sequence.placement is not placement:
+            self._keep_tail(placement)  # longer than when it left
 
     def retire(self, placement: Placement) -> None:
         """Ends a stay; blocks come back when the last step that touches them has run."""
         sequence = placement.sequence
+        self._keep_tail(placement)
         self.cache.stop_filling(sequence.block_hashes[placement.num_offered :])
-        self.pool.release(placement.block_ids, placement.last_step)
+        self.pool.release(placement.block_ids, placement.last_step, sequence.turn or 0)
         self._free_slots.append(placement.slot)
         self._ended_slots.append(placement.slot)
         self.running.remove(sequence)
@@ -205,14 +247,6 @@ class Ledger:
             if sequence.placement is not None:
                 yield from sequence.placement.block_ids
 
-    def _grow(self, planned: PlannedRow, step_id: StepId) -> AppliedRow:
-        sequence, count, num_new = planned
-        place = sequence.placement
-        assert place is not None
-        new_blocks: list[BlockId] = self.pool.allocate(num_new) if num_new else []
-        place.block_ids += new_blocks
-        return self._advance(place, count, new_blocks, step_id)
-
     def _place(self, admission: Admission, step_id: StepId, copies: list[BlockMove]) -> AppliedRow:
         sequence, start, count, num_new = admission
         new_blocks = self.pool.allocate(num_new)
@@ -222,29 +256,33 @@ class Ledger:
         place = Placement(
             sequence=sequence,
             slot=self._free_slots.pop(),
-            block_ids=start.shared + new_blocks,
+            block_ids=start.held + new_blocks,
             num_planned=start.num_computed,
             num_computed=start.num_computed,
             num_offered=len(start.shared),
         )
         place.relies_on = [
-            self._unconfirmed[block] for block in start.shared if block in self._unconfirmed
+            self._unconfirmed[block] for block in start.touched if block in self._unconfirmed
         ]
         leader = start.leader
         if leader is not None and leader.num_computed <= start.num_computed:
             place.relies_on.append((leader, leader.last_step))
-        self.cache.start_filling(sequence.block_hashes[len(start.shared) :])
+        self.cache.start_filling(sequence.block_hashes[len(start.shared) :], sequence.priority)
+        if sequence.turn is None:
+            sequence.turn = self.cache.turn_of(start.held[-1]) if start.held else 0
         sequence.placement = place
         sequence.waits_for = None
         self.running.append(sequence)
-        return self._advance(place, count, [], step_id)
+        return self._advance(place, count, 0, step_id)
 
-    def _advance(
-        self, place: Placement, count: int, new_blocks: list[BlockId], step_id: StepId
-    ) -> AppliedRow:
-        sequence = place.sequence
-        first, end = place.num_planned, place.num_planned + count
-        samples = end == place.end
+    def _advance(self, place: Placement, count: int, num_new: int, step_id: StepId) -> AppliedRow:
+        new_blocks: Seq[BlockId] = ()
+        if num_new:
+            new_blocks = self.pool.allocate(num_new)
+            place.block_ids += new_blocks
+        sequence, first = place.sequence, place.num_planned
+        end = first + count
+        samples = end == len(sequence.token_ids) + place.num_sampling
         row = AppliedRow(place, first, end, new_blocks, place.has_sampled, samples)
         place.num_planned = end
         place.last_step = step_id
@@ -259,17 +297,32 @@ class Ledger:
     def _offer(self, place: Placement, end: int, step_id: StepId | None) -> None:
         """Publishes the full blocks below `end`; with a step id, unconfirmed until it has run."""
         block_size = self.capacity.block_size
-        if not self._caching or end // block_size <= place.num_offered:
+        if not self._caching:
             return
-        self.hash_blocks(place.sequence)
+        sequence = place.sequence
+        self.hash_blocks(sequence)
         for index in range(place.num_offered, end // block_size):
-            block_id = place.block_ids[index]
-            if not self.cache.publish(place.sequence.block_hashes[index], block_id):
+            block_id, parent = place.block_ids[index], sequence.parent_hash(index)
+            token_ids = sequence.token_ids[index * block_size : (index + 1) * block_size]
+            name, turn = sequence.block_hashes[index], sequence.turn_at((index + 1) * block_size)
+            if not self.cache.publish(name, block_id, parent, token_ids, turn):
                 continue
             if step_id is not None:
                 place.unconfirmed.append((step_id, block_id))
                 self._unconfirmed[block_id] = (place, step_id)
         place.num_offered = end // block_size
+
+    def _keep_tail(self, place: Placement) -> None:
+        """What a placement that is over has of its last block stays findable."""
+        end, sequence = place.num_computed, place.sequence
+        index, count = divmod(end, self.capacity.block_size)
+        if not (self._caching and count and place.has_run):
+            return
+        parent = sequence.parent_hash(index)
+        if index == 0 or self.cache.is_published(parent):
+            token_ids = sequence.token_ids[end - count : end]
+            share, turn = count / self.capacity.block_size, sequence.turn_at(end)
+            self.cache.keep_tail(place.block_ids[index], parent, token_ids, share, turn)
 
     def _withdraw(self, placement: Placement) -> None:
         for _, block_id in placement.unconfirmed:
@@ -280,3 +333,11 @@ class Ledger:
     def _reset_slots(self) -> None:
         self._free_slots = [SlotId(i) for i in reversed(range(self.capacity.max_num_seqs))]
         self._ended_slots = []
+
+
+def _num_decodes(rows: list[AppliedRow]) -> int:
+    """How many of the first rows are decodes in the blocks that they have."""
+    for index, row in enumerate(rows):
+        if not row.from_last or row.new_block_ids:
+            return index
+    return len(rows)

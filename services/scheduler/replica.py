@@ -19,12 +19,16 @@ from infermesh.config import SchedulerConfig
 from infermesh.errors import Draining, MeshError, ModelLoading, ReplicaUnavailable
 from infermesh.telemetry import logs
 from services.scheduler.batcher import Batcher, BatcherSettings
+from services.scheduler.eviction import NUM_CLASSES
 from services.scheduler.intake import ModelFacts, Submission
-from services.scheduler.sequence import Request, Sink
+from services.scheduler.orphans import KeptLimits, KeptRequests
+from services.scheduler.sequence import MoveReason, Request, Sink
 from services.scheduler.shard_link import LoadedModel
 from services.scheduler.stats import Stats
 
 _LOADING_RETRY_S = 2.0
+# A device that is back within it keeps its requests.
+_LOST_AFTER_S = 0.25
 _log = logs.get(__name__)
 
 
@@ -86,9 +90,15 @@ class Replica:
         self.load_stage = "connecting"
         self.load_progress = 0.0
         self.stats = stats if stats is not None else Stats(clock)
+        limits = KeptLimits(
+            config.resume_grace_s, config.resume_max_requests, config.resume_max_tokens
+        )
+        self.kept = KeptRequests(limits, self.stats, clock)
         self._clock = clock
         self._state = State.LOADING
         self._is_draining = False
+        # Why every request had better go on elsewhere, as long as it had.
+        self._offer: MoveReason | None = None
         self._deadline_moved = asyncio.Event()
 
     @property
@@ -110,6 +120,8 @@ class Replica:
             _log.info("replica", extra={"state": state.name.lower()})
         self._state = state
         self.error = error
+        if state is not State.RECOVERING and not self._is_draining:
+            self._offer = None
         self.changed.notify()
 
     def submit(self, submission: Submission, sink: Sink) -> Request:
@@ -124,8 +136,11 @@ class Replica:
         except MeshError as error:
             self.stats.refused(error.code)
             raise
+        self.offer(request)
         if submission.remaining_s is not None:
             self._deadline_moved.set()
+        if request.resumable is not None:
+            self.kept.add(request)
         self._touched()
         return request
 
@@ -146,6 +161,7 @@ class Replica:
             return
         if self.batcher is not None:
             self.fail_all(ReplicaUnavailable("the shard serves another model now"))
+            self.kept.clear()
         manifest = model.manifest
         facts = ModelFacts(
             model_id=manifest.model_id,
@@ -159,8 +175,11 @@ class Replica:
         settings = BatcherSettings(
             window=config.window,
             max_queue_tokens=config.max_queue_tokens,
+            queue_shares={3: 1.0, 2: config.queue_share_normal, 1: config.queue_share_low},
             enable_prefix_caching=config.enable_prefix_caching,
+            eviction_classes=1 if config.kv_eviction == "lru" else NUM_CLASSES,
             max_crashes_per_request=config.max_crashes_per_request,
+            target_itl_s=config.target_itl_ms / 1000 if config.target_itl_ms else None,
         )
         self.batcher = Batcher(settings, facts, model.capacity, self.stats, self._clock)
         self.changed.notify()
@@ -170,6 +189,21 @@ class Replica:
         if self.batcher is not None:
             self.batcher.fail_all(error)
             self._touched()
+
+    def device_lost(self) -> None:
+        """Nobody knows when a recovering replica is back: its requests may go on elsewhere."""
+        if self._state is State.RECOVERING and self._offer is None:
+            self._offer_all(MoveReason.DEVICE_LOST)
+
+    async def watch_recovery(self) -> None:
+        """Offers the requests elsewhere where the device does not come back at once."""
+        while True:
+            await self._until(lambda: self._state is State.RECOVERING)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOST_AFTER_S):
+                    await self._until(lambda: self._state is not State.RECOVERING)
+            self.device_lost()
+            await self._until(lambda: self._state is not State.RECOVERING)
 
     def load(self) -> Load:
         """A snapshot for gateways."""
@@ -204,14 +238,32 @@ class Replica:
                 self.batcher.expire()
                 self._touched()
 
-    async def drain(self, grace_s: float) -> None:
-        """Refuses new requests and waits for the open ones; what is left then ends DRAINING."""
-        self._is_draining = True
-        self.changed.notify()
+    async def watch_orphans(self) -> None:
+        """Ends the requests that no gateway came for in time."""
+        while True:
+            await self.kept.due()
+            for request in self.kept.expire():
+                self.cancel(request)
+            self.changed.notify()
+
+    async def empty(self, grace_s: float) -> int:
+        """Refuses new requests, offers the open ones elsewhere and waits until none is left.
+
+        Returns how many are, once the grace is over. Draining has no end, also where the caller
+        does not wait for it.
+        """
+        if not self._is_draining:
+            self._is_draining = True
+            self._offer_all(MoveReason.DRAINING)
+            self.changed.notify()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self.batcher is not None and not self.batcher.is_idle:
-                    await self.changed.next().wait()
+                await self._until(lambda: self.batcher is None or self.batcher.is_idle)
+        return 0 if self.batcher is None else len(self.batcher.roster.requests)
+
+    async def drain(self, grace_s: float) -> None:
+        """Empties the replica; what is left then ends DRAINING, and so do sessions."""
+        await self.empty(grace_s)
         self.fail_all(Draining("the scheduler is stopping"))
         self.is_stopped = True
         for end_session in list(self.on_stop):
@@ -226,6 +278,23 @@ class Replica:
         if self.batcher is None:
             raise ModelLoading("the model is being loaded", retry_after_s=_LOADING_RETRY_S)
         return self.batcher
+
+    def offer(self, request: Request) -> None:
+        """Tells who has just got this request that it had better go on elsewhere, if it had."""
+        if self.batcher is not None and self._offer is not None and not request.is_over:
+            self.batcher.offer([request], self._offer)
+
+    def _offer_all(self, reason: MoveReason) -> None:
+        self._offer = reason
+        if self.batcher is not None:
+            self.batcher.offer(self.batcher.roster.requests, reason)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while True:
+            changed = self.changed.next()
+            if condition():
+                return
+            await changed.wait()
 
     def _touched(self) -> None:
         self.work.set()

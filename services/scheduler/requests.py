@@ -5,12 +5,13 @@ Knows nothing of blocks, steps or the waiting queue; `intake.py` says what may c
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
+from infermesh.block_hash import scope_hash
 from services.scheduler.intake import ModelFacts, Submission
-from services.scheduler.prefix_cache import scope_hash
 from services.scheduler.sequence import (
     Ending,
     Request,
@@ -53,6 +54,7 @@ class RequestBook:
                     order=(request.arrival, index),
                     max_len=request.stop.max_len,
                     timeline=Timeline(arrived_s=now_s),
+                    num_crashes=submission.num_crashes,
                 )
             )
         self._open[request] = None
@@ -73,14 +75,19 @@ class RequestBook:
 
     def emit(self, sequence: Sequence, tokens: Seq[int], logprobs: Seq[object]) -> bool:
         """Hands over the last tokens of a sequence; False where the reader is too slow."""
-        sink = sequence.request.sink
+        request = sequence.request
+        sink = request.sink
         self._touched[sink] = None
-        return sink.delta(sequence, sequence.num_output - len(tokens), tokens, logprobs)
+        if logprobs and request.resumable is not None:
+            # copies: a part of a message would hold its whole step
+            sequence.logprobs.extend(map(copy.deepcopy, logprobs))
+        start = len(sequence.token_ids) - sequence.prompt_len - len(tokens)
+        return sink.delta(sequence, start, tokens, logprobs)
 
     def end(self, sequence: Sequence, ending: Ending, now_s: float) -> None:
         """Marks a sequence as over and says so to its sink."""
         request = sequence.request
-        sequence.is_over = True
+        sequence.is_over, sequence.ending = True, ending
         self.touch(request.sink)
         request.sink.finished(sequence, ending)
         self._stats.ended(sequence, ending, now_s)
@@ -134,4 +141,5 @@ class RequestBook:
             arrival=self._num_arrived,
             deadline_s=None if remaining_s is None else now_s + remaining_s,
             traceparent=submission.traceparent,
+            resumable=submission.resumable,
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from infermesh.errors import MeshError
 from services.scheduler.intake import ModelFacts, Submission
 from services.scheduler.ledger import Capacity, Ledger
+from services.scheduler.pace import Pace
 from services.scheduler.queue import WaitingQueue
 from services.scheduler.requests import RequestBook
 from services.scheduler.sequence import Ending, FinishReason, Request, Sequence, Sink
@@ -37,6 +38,7 @@ class Roster:
         self.stats = stats
         self.clock = clock
         self.requests = RequestBook(stats)
+        self.pace = Pace()
 
     def admit(self, submission: Submission, sink: Sink) -> Request:
         """Opens a checked submission: its sequences wait, or are over at once."""
@@ -55,16 +57,20 @@ class Roster:
                 self.ledger.hash_blocks(sequence)
             shared = 0 if sequence is first else sequence.prompt_len - 1
             self.queue.push(sequence, len(sequence.token_ids) - shared)
+            if self.suspects.consider(sequence):
+                self.make_way()
         return request
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Ends a sequence that came to its own end."""
+        self.pace.answered(sequence.num_output)
         last = sequence.token_ids[-1] if reason is FinishReason.STOP else None
         self.end(sequence, Ending(reason, stop_token_id=last))
 
     def end(self, sequence: Sequence, ending: Ending) -> None:
         """Takes a sequence from where it is and closes it."""
         self._take_out(sequence)
+        self.queue.close(sequence)
         self.requests.end(sequence, ending, self.clock())
 
     def fail(self, request: Request, error: MeshError) -> None:
@@ -86,6 +92,11 @@ class Roster:
         sequence.timeline.num_preemptions += 1
         self.stats.preempted()
 
+    def make_way(self) -> None:
+        """A suspect needs the device for itself."""
+        for sequence in list(self.ledger.running):
+            self.preempt(sequence)
+
     def requeue(self, sequence: Sequence) -> None:
         """It lost its place and waits for another, at the place of its arrival."""
         self.ledger.hash_blocks(sequence)
@@ -98,10 +109,11 @@ class Roster:
             if not sequence.is_over:
                 self.requeue(sequence)
 
-    def reset_device(self, capacity: Capacity, caching: bool) -> None:
+    def reset_device(self, capacity: Capacity, caching: bool, eviction_classes: int) -> None:
         """Another device, or one that lost its memory: nobody runs, nothing is cached."""
         old_size = self.ledger.capacity.block_size
-        self.ledger = Ledger(capacity, caching, self.model.rope_switch_len)
+        rope_switch_len = self.model.rope_switch_len
+        self.ledger = Ledger(capacity, caching, rope_switch_len, eviction_classes)
         for request in self.requests:
             for sequence in request.sequences:
                 sequence.waits_for = None

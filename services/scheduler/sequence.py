@@ -16,8 +16,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from infermesh.block_hash import BlockHash, long_scope
 from infermesh.errors import MeshError
-from services.scheduler.ids import BlockHash, BlockId, SlotId, StepId
+from services.scheduler.fairness import Account
+from services.scheduler.ids import BlockId, SlotId, StepId
 
 _NO_STEP = StepId(0)
 
@@ -31,6 +33,13 @@ class FinishReason(enum.IntEnum):
     ERROR = 4
 
 
+class MoveReason(enum.IntEnum):
+    """Why a request had better go on elsewhere; the numbers are the wire's."""
+
+    DRAINING = 1
+    DEVICE_LOST = 2
+
+
 @dataclass(frozen=True, slots=True)
 class StopRule:
     """When a sequence ends by itself."""
@@ -42,10 +51,10 @@ class StopRule:
 
     def verdict(self, token_ids: Seq[int], prompt_len: int) -> FinishReason | None:
         """Judges a sequence by its last token and its length."""
-        num_output = len(token_ids) - prompt_len
-        if num_output > self.min_tokens and token_ids[-1] in self.token_ids:
+        length = len(token_ids)
+        if token_ids[-1] in self.token_ids and length - prompt_len > self.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(token_ids) >= self.max_len else None
+        return FinishReason.LENGTH if length >= self.max_len else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,25 @@ class Sampling:
     needs_history: bool
     # That it names, in logit_bias.
     token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What another gateway must know to go on with a request that has an idempotency key.
+
+    Attributes:
+        key, digest: of the key and of what was asked for, as the gateway hashed them.
+        record_id: of its usage record.
+        attempt: the gateway's count.
+        stop: the conditions as they came, opaque here.
+    """
+
+    key: bytes
+    digest: bytes
+    record_id: str
+    attempt: int
+    stop: object
+    has_logprobs: bool
 
 
 @dataclass(slots=True)
@@ -90,6 +118,13 @@ class Sink(Protocol):
 
     def finished(self, sequence: Sequence, end: Ending) -> None: ...
 
+    def moved(self, request: Request, reason: MoveReason) -> None:
+        """An offer: the request goes on here until it is cancelled."""
+        ...
+
+    def taken_over(self, request: Request) -> None:
+        """The open request goes to another sink; this one hears no more of it."""
+
     def flush(self) -> None:
         """What was handed over since the last flush may go out, as one message."""
         ...
@@ -122,11 +157,17 @@ class Request:
     arrival: int
     deadline_s: float | None
     traceparent: str
+    resumable: Resumable | None = None
     sequences: list[Sequence] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
         return all(sequence.is_over for sequence in self.sequences)
+
+    @property
+    def num_crashes(self) -> int:
+        """The most of its open sequences."""
+        return max((s.num_crashes for s in self.sequences if not s.is_over), default=0)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,6 +185,8 @@ class Placement:
     last_step: StepId = _NO_STEP
     # Number of its last row among all rows of the device: who has waited longest has the lowest.
     last_turn: int = 0
+    # A step with a row of it has run: its blocks hold what it computed.
+    has_run: bool = False
     # Its results are void: a block that it read was never filled.
     is_void: bool = False
     # Leading blocks whose hash was offered to the prefix cache.
@@ -181,13 +224,40 @@ class Sequence:
     is_over: bool = False
     # Tokens it counts for while it waits.
     queued_tokens: int = 0
+    # Its tenant's in its class, from its first wait to its end.
+    account: Account | None = None
+    # Leading tokens that its tenant was charged for, or that were found in the cache.
+    num_charged: int = 0
     # A running sequence computes this next block of ours: wait for it.
     waits_for: BlockHash | None = None
+    # How many answers of a chat its prompt goes on from, as its first admission found.
+    turn: int | None = None
     # Prompt tokens found in the cache at its first admission.
     cached_prompt_tokens: int | None = None
-    # Breaks of the step stream while it was in an unanswered step.
+    # Breaks of the step stream while it was in an unanswered step, without a token since.
     num_crashes: int = 0
+    # One per output token of this attempt; kept where another gateway may ask for them.
+    logprobs: list[object] = field(default_factory=list)
+    ending: Ending | None = None
+
+    @property
+    def scope(self) -> BlockHash:
+        """What its first block follows."""
+        scope = self.request.scope
+        return long_scope(scope) if self.is_long else scope
+
+    def parent_hash(self, index: int) -> BlockHash:
+        """What its block number `index` follows; those before it are hashed."""
+        return self.block_hashes[index - 1] if index else self.scope
+
+    def turn_at(self, end: int) -> int:
+        """How many answers of a chat are in its first `end` tokens."""
+        return (self.turn or 0) + (end > self.prompt_len)
 
     @property
     def num_output(self) -> int:
         return len(self.token_ids) - self.prompt_len
+
+    @property
+    def output(self) -> list[int]:
+        return self.token_ids[self.prompt_len :]

@@ -13,8 +13,10 @@ from typing import Any, cast
 from infermesh.errors import Draining, ModelLoading, ReplicaUnavailable, to_detail
 from infermesh.v1 import model_pb2, scheduler_service_pb2_grpc
 from infermesh.v1 import scheduler_service_pb2 as pb
+from services.scheduler.block_feed import BlockFeed, BlockNews
+from services.scheduler.outbox import MAX_UNREAD_PER_CHOICE
 from services.scheduler.replica import Replica, State
-from services.scheduler.session import MAX_UNREAD_PER_CHOICE, Session
+from services.scheduler.session import Session
 
 _MIN_WATCH_S, _MAX_WATCH_S = 0.05, 1.0
 _FILE_CHUNK_BYTES = 1 << 20
@@ -53,9 +55,14 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
     async def WatchReplica(  # the RPC's name
         self, request: pb.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[pb.WatchReplicaResponse]:
+        feed = BlockFeed(self._replica)
         while True:
             changed = self._replica.changed.next()
-            yield self._status()
+            status = self._status()
+            news = feed.next()
+            if news is not None:
+                status.blocks.CopyFrom(_blocks_to_pb(news))
+            yield status
             await asyncio.sleep(_MIN_WATCH_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_MAX_WATCH_S - _MIN_WATCH_S):
@@ -74,6 +81,14 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             for start in range(0, max(len(data), 1), _FILE_CHUNK_BYTES):
                 chunk = model_pb2.FileChunk(name=name, data=data[start : start + _FILE_CHUNK_BYTES])
                 yield pb.SchedulerServiceGetModelResponse(file=chunk)
+
+    async def Drain(  # the RPC's name
+        self, request: pb.DrainRequest, context: Any
+    ) -> pb.DrainResponse:
+        grace_s = self._replica.config.drain_grace_s
+        if request.HasField("grace"):
+            grace_s = request.grace.ToTimedelta().total_seconds()
+        return pb.DrainResponse(num_open=await self._replica.empty(grace_s))
 
     def _status(self) -> pb.WatchReplicaResponse:
         replica = self._replica
@@ -96,3 +111,13 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             model_id=model.manifest.model_id if model is not None else "",
             model_fingerprint=replica.fingerprint,
         )
+
+
+def _blocks_to_pb(news: BlockNews) -> pb.BlockEvents:
+    return pb.BlockEvents(
+        sequence=news.sequence,
+        is_snapshot=news.is_snapshot,
+        stored=news.stored,
+        removed=news.removed,
+        block_size=news.block_size,
+    )

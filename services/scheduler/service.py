@@ -37,6 +37,8 @@ class SchedulerProcess:
         await self._server.start()
         tasks.create_task(ShardLoop(self._replica, self._link).run())
         tasks.create_task(self._replica.watch_deadlines())
+        tasks.create_task(self._replica.watch_recovery())
+        tasks.create_task(self._replica.watch_orphans())
         tasks.create_task(self._report_health(health))
 
     async def drain(self, grace_s: float) -> None:

@@ -1,114 +1,28 @@
-"""One gateway's session: its requests, and the bounded outbox that the step loop fills.
-
-The step loop never waits for a gateway: what is not read yet is merged, per request up to a bound,
-and the request that goes over it ends as a slow consumer.
-"""
+"""One gateway's session: which requests are its own, and what it asks of them."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from collections.abc import Sequence as Seq
-from typing import cast
+from collections.abc import AsyncIterator
 
 from infermesh.errors import (
     Draining,
     MeshError,
+    NotFound,
     ProtocolViolation,
     ReplicaUnavailable,
     SlowConsumer,
     as_mesh_error,
-    to_detail,
 )
-from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
+from services.scheduler.outbox import MAX_UNREAD, MAX_UNREAD_PER_CHOICE, Outbox, replay_size
 from services.scheduler.replica import Replica
-from services.scheduler.sequence import Ending, Request, Sequence
-from services.scheduler.wire import finished_to_pb, submission_from_pb, timings_to_pb
+from services.scheduler.sequence import Request
+from services.scheduler.wire import (
+    attached_to_pb,
+    submission_from_pb,
+)
 
-# A token counts 1, and 1 more for each of its logprobs. Together they bound a message to a few MiB.
-MAX_UNREAD_PER_CHOICE = 16_384
-MAX_UNREAD = 1 << 18
 MAX_UNREAD_VERDICTS = 10_000
-
-
-class Outbox:
-    """A `Sink` that gathers everything for one gateway into its next message.
-
-    Args:
-        on_over: called when the last choice of a request has ended.
-    """
-
-    def __init__(self, max_unread: int, on_over: Callable[[Request], None]) -> None:
-        self._max_unread = max_unread
-        self._on_over = on_over
-        self._next = pb.SessionResponse()
-        self._deltas: dict[tuple[int, int], pb.TokenDelta] = {}
-        self._sizes: dict[tuple[int, int], int] = {}
-        self._size = 0
-        self._has_mail = asyncio.Event()
-        self._is_closed = False
-
-    @property
-    def num_verdicts(self) -> int:
-        """Unread answers to submits."""
-        return len(self._next.accepted) + len(self._next.refused)
-
-    @property
-    def has_mail(self) -> bool:
-        """`take` would not wait."""
-        return self._has_mail.is_set()
-
-    def accepted(self, stream_id: int, queued_tokens: int) -> None:
-        self._next.accepted.add(stream_id=stream_id, queued_tokens=queued_tokens)
-
-    def refused(self, stream_id: int, error: MeshError) -> None:
-        self._next.refused.add(stream_id=stream_id, error=to_detail(error))
-
-    def delta(
-        self, sequence: Sequence, start: int, tokens: Seq[int], logprobs: Seq[object]
-    ) -> bool:
-        key = (sequence.request.stream_id, sequence.choice)
-        delta = self._deltas.get(key)
-        if delta is None:
-            delta = self._next.deltas.add(stream_id=key[0], choice=key[1], start=start)
-            self._deltas[key] = delta
-            self._sizes[key] = 0
-            if sequence.timeline.is_at_first_token:
-                delta.timings.CopyFrom(timings_to_pb(sequence.timeline))
-                delta.cached_prompt_tokens = sequence.cached_prompt_tokens or 0
-        delta.token_ids.extend(tokens)
-        size = len(tokens)
-        if logprobs:
-            shard_logprobs = cast("Seq[sampling_pb2.TokenLogprobs]", logprobs)
-            delta.logprobs.extend(shard_logprobs)
-            size += sum(1 + len(one.top_token_ids) for one in shard_logprobs)
-        self._sizes[key] += size
-        self._size += size
-        return self._sizes[key] <= self._max_unread and self._size <= MAX_UNREAD
-
-    def finished(self, sequence: Sequence, end: Ending) -> None:
-        self._next.finished.append(finished_to_pb(sequence, end))
-        if sequence.request.is_over:
-            self._on_over(sequence.request)
-
-    def flush(self) -> None:
-        if not self._is_closed:
-            self._has_mail.set()
-
-    def close(self) -> None:
-        """Nobody reads any more."""
-        self._is_closed = True
-
-    async def take(self) -> pb.SessionResponse | None:
-        """Waits for mail; None where it was only woken."""
-        await self._has_mail.wait()
-        self._has_mail.clear()
-        message, self._next = self._next, pb.SessionResponse()
-        self._deltas.clear()
-        self._sizes.clear()
-        self._size = 0
-        return message if message.ByteSize() else None
 
 
 class Session:
@@ -116,7 +30,7 @@ class Session:
 
     def __init__(self, replica: Replica, max_unread: int = MAX_UNREAD_PER_CHOICE) -> None:
         self._replica = replica
-        self._outbox = Outbox(max_unread, self._forget)
+        self._outbox = Outbox(max_unread, self._on_over, self._forget)
         # The open ones alone: a finished request holds all its tokens.
         self._requests: dict[int, Request] = {}
         self._fingerprint = replica.fingerprint
@@ -159,37 +73,100 @@ class Session:
                 return
 
     def close(self) -> None:
-        """The call is over: whatever came over it is cancelled."""
+        """The call is over: what came over it is cancelled, or left for another to attach to."""
         self._outbox.close()
         self._replica.on_stop.discard(self._outbox.flush)
         for request in list(self._requests.values()):
-            self._replica.cancel(request)
+            if request.resumable is None:
+                self._replica.cancel(request)
+            else:
+                self._requests.pop(request.stream_id)
+                request.sink = self._replica.kept.orphanage
+                self._replica.kept.orphan(request)
 
     def _handle(self, message: pb.SessionRequest) -> None:
+        self._outbox.packs_tokens |= message.packs_tokens
         kind = message.WhichOneof("kind")
         if kind == "submit":
             self._submit(message.submit)
         elif kind == "cancel":
             request = self._requests.get(message.cancel.stream_id)
             if request is not None:  # else it is over: the two crossed
+                if request.resumable is not None and not message.cancel.choices:
+                    self._replica.kept.forget(request)
                 self._replica.cancel(request, message.cancel.choices)
+        elif kind == "attach":
+            self._attach(message.attach)
         else:
-            raise ProtocolViolation("a session message without submit or cancel")
+            raise ProtocolViolation("a session message without submit, cancel or attach")
 
     def _submit(self, submit: pb.Submit) -> None:
-        self._check_model()
-        if submit.stream_id in self._requests:
-            raise ProtocolViolation(f"stream_id {submit.stream_id} is in use")
-        if self._outbox.num_verdicts > MAX_UNREAD_VERDICTS:
-            raise SlowConsumer("the gateway submits without reading")
+        self._check_stream(submit.stream_id)
         try:
-            request = self._replica.submit(submission_from_pb(submit), self._outbox)
+            submission = submission_from_pb(submit)
+            twin, continues = self._replica.kept.twin(submission)
+            if twin is not None and continues:
+                self._take_over(twin, submission.stream_id, dict(submission.choices))
+                return
+            if twin is not None:  # of another seed, or behind
+                self._discard(twin)
+            request = self._replica.submit(submission, self._outbox)
         except MeshError as error:
             self._outbox.refused(submit.stream_id, error)
             self._outbox.flush()
             return
         if not request.is_over:  # it may have had nothing to do
             self._requests[submit.stream_id] = request
+
+    def _attach(self, attach: pb.Attach) -> None:
+        self._check_stream(attach.stream_id)
+        try:
+            request = self._replica.kept.find(attach.idempotency_key, attach.body_digest)
+            if replay_size(request) > MAX_UNREAD:  # it would be one message, and break the session
+                raise NotFound("the request's output is too large to be sent again")
+        except MeshError as error:
+            self._outbox.refused(attach.stream_id, error)
+            self._outbox.flush()
+            return
+        self._take_over(request, attach.stream_id, None)
+
+    def _take_over(
+        self, request: Request, stream_id: int, had: dict[int, list[int]] | None
+    ) -> None:
+        """Goes on with a request of another session, or of none.
+
+        Args:
+            had: the choices that the gateway wants, with what it has of each; None: all from the
+                first token on.
+        """
+        kept = self._replica.kept
+        attached = attached_to_pb(request, kept.is_accounted(request))
+        if not request.is_over:
+            request.sink.taken_over(request)
+            self._requests[stream_id] = request
+        request.sink, request.stream_id = self._outbox, stream_id
+        kept.held(request)
+        self._outbox.attached(stream_id, attached)
+        for sequence in request.sequences:
+            if had is None or sequence.choice in had:
+                self._outbox.replay(sequence, len(had[sequence.choice]) if had else 0)
+        self._replica.offer(request)
+        self._outbox.flush()
+
+    def _discard(self, request: Request) -> None:
+        kept = self._replica.kept
+        kept.forget(request)
+        if not request.is_over:
+            request.sink.taken_over(request)
+            request.sink = kept.orphanage
+            self._replica.cancel(request)
+
+    def _check_stream(self, stream_id: int) -> None:
+        self._check_model()
+        if stream_id in self._requests:
+            raise ProtocolViolation(f"stream_id {stream_id} is in use")
+        if self._outbox.num_verdicts > MAX_UNREAD_VERDICTS:
+            raise SlowConsumer("the gateway submits without reading")
 
     def _check_model(self) -> None:
         """Token ids mean something for one model only."""
@@ -198,6 +175,11 @@ class Session:
             self._fingerprint = now
         elif now != self._fingerprint:
             raise ReplicaUnavailable("the replica serves another model now; open a new session")
+
+    def _on_over(self, request: Request) -> None:
+        self._forget(request)
+        if request.resumable is not None:
+            self._replica.kept.ended(request, accounted=True)
 
     def _forget(self, request: Request) -> None:
         self._requests.pop(request.stream_id, None)

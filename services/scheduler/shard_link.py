@@ -20,7 +20,8 @@ from infermesh.errors import ProtocolViolation, ReplicaUnavailable, from_rpc_err
 from infermesh.v1 import model_pb2, shard_service_pb2, shard_service_pb2_grpc
 from services.scheduler.ledger import Capacity
 
-_DESCRIBE_TIMEOUT_S = 5.0
+# It is asked again and again: a wedged shard must not hold up the others of its kind.
+_DESCRIBE_TIMEOUT_S = 1.0
 _OPEN_TIMEOUT_S = 30.0
 
 # Stage, and the fraction done where it is known.
@@ -49,10 +50,13 @@ class Description:
 class StepStream:
     """One epoch of the step stream."""
 
-    def __init__(self, call: Any, epoch: int, incarnation: int, capacity: Capacity) -> None:
+    def __init__(
+        self, call: Any, opened: shard_service_pb2.EpochOpened, capacity: Capacity
+    ) -> None:
         self._call = call
-        self.epoch = epoch
-        self.incarnation = incarnation
+        self.epoch: int = opened.epoch
+        self.incarnation: int = opened.incarnation
+        self.packs_rows: bool = opened.packs_rows
         self.capacity = capacity
 
     async def send(self, step: shard_service_pb2.StepRequest) -> bool:
@@ -80,13 +84,13 @@ class ShardLink:
         self._stub: Any = shard_service_pb2_grpc.ShardServiceStub(self._channel)
         self._config = config
 
-    async def describe(self) -> Description:
-        """Waits a moment for a shard that is not there yet."""
+    async def describe(self, patient: bool = True) -> Description:
+        """What the shard is. `patient`: waits a moment for one that is not there yet."""
         with _as_mesh_errors():
             response = await self._stub.Describe(
                 shard_service_pb2.DescribeRequest(),
                 timeout=_DESCRIBE_TIMEOUT_S,
-                wait_for_ready=True,
+                wait_for_ready=patient,
             )
         is_loaded = response.state == shard_service_pb2.SHARD_STATE_LOADED
         return Description(response.incarnation, response.epoch, is_loaded)
@@ -119,7 +123,9 @@ class ShardLink:
     async def open(self, epoch: int) -> AsyncIterator[StepStream]:
         """Opens an epoch; leaving the block cancels the stream and with it the queued steps."""
         call = self._stub.Execute()
-        opening = shard_service_pb2.OpenEpoch(epoch=epoch, window=self._config.window)
+        opening = shard_service_pb2.OpenEpoch(
+            epoch=epoch, window=self._config.window, packs_rows=True
+        )
         try:
             try:
                 async with asyncio.timeout(_OPEN_TIMEOUT_S):
@@ -131,7 +137,7 @@ class ShardLink:
             if response.WhichOneof("kind") != "opened" or response.opened.epoch != epoch:
                 raise ProtocolViolation(f"expected epoch {epoch} to be opened")
             opened = response.opened
-            yield StepStream(call, epoch, opened.incarnation, self._capacity(opened.capacity))
+            yield StepStream(call, opened, self._capacity(opened.capacity))
         finally:
             call.cancel()
 
@@ -161,6 +167,7 @@ class ShardLink:
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
             num_blocks=config.num_blocks,
+            quantize=config.quantize,
         )
 
 

@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 
 from infermesh.telemetry import metrics, tracing
+from services.scheduler.device_time import DeviceTime
 from services.scheduler.ledger import AppliedStep, Ledger
-from services.scheduler.sequence import Ending, Sequence, Timeline
+from services.scheduler.queue import WaitingQueue
+from services.scheduler.sequence import Ending, MoveReason, Sequence, Timeline
+from services.scheduler.step_plan import Start
 
 _SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512)
 _TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -23,28 +26,52 @@ class Stats:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         # Spans want wall-clock time, everything else a clock that never jumps.
         self._epoch_ns = time.time_ns() - int(clock() * 1e9)
+        self.device_time = DeviceTime()
         counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
         self._running = gauge("num_requests_running", "sequences that have a place")
         self._waiting = gauge("num_requests_waiting", "sequences that wait for a place")
+        self._queued = gauge("num_tokens_queued", "tokens to compute of those sequences")
         self._usage = gauge("kv_cache_usage_ratio", "held or cached KV blocks over all")
         self._blocks_used = gauge("num_blocks_used", "KV blocks held by sequences")
         self._blocks_cached = gauge("num_blocks_cached", "KV blocks kept for reuse")
         self._blocks_free = gauge("num_blocks_free", "KV blocks without contents")
         self._queries = counter("prefix_cache_queries_total", "tokens looked up at admission")
         self._hits = counter("prefix_cache_hits_total", "tokens found computed at admission")
+        self._partial_hits = counter(
+            "prefix_cache_partial_hits_total", "of those, tokens found in a part of a block"
+        )
+        self._copies = counter("kv_block_copies_total", "KV blocks copied to be written on")
+        self._evictions = counter(
+            "prefix_cache_evictions_total", "kept KV blocks that were given up for others"
+        )
         self._prompt = counter("prompt_tokens_total", "prompt tokens of accepted requests")
         self._computed = counter("prompt_tokens_computed_total", "known tokens that were computed")
         self._generated = counter("generation_tokens_total", "tokens sampled and kept")
         self._preemptions = counter("preemptions_total", "places taken from running sequences")
+        self._overtakes = counter(
+            "fair_order_overtakes_total", "admissions before an earlier request of another tenant"
+        )
+        self._gap = gauge(
+            "tenant_service_gap_tokens",
+            "weighted tokens between the most and the least served tenant that wait in one class",
+        )
+        self._tenants = gauge("tenants_remembered", "tenants with a counter, once per class")
         self._replays = counter("replays_total", "sequences restarted after a break or failure")
         self._steps = counter("steps_total", "steps executed")
         self._epochs = counter("epochs_total", "epochs of the step stream opened")
+        self._stalls = counter("shard_stalls_total", "epochs ended because the shard was silent")
         self._finished = counter("requests_finished_total", "choices ended", ("reason",))
+        self._moved = counter("requests_moved_total", "requests offered elsewhere", ("reason",))
+        self._orphaned = gauge("orphaned_requests", "requests that run on without a gateway")
+        self._attaches = counter(
+            "attaches_total", "attaches, and submits of a key that is here", ("outcome",)
+        )
         self._refused = counter("requests_refused_total", "submits refused", ("reason",))
         self._rows = histogram("step_batch_size", "rows per step", buckets=_SIZES)
         self._tokens = histogram("step_tokens", "query tokens per step", buckets=_TOKENS)
         self._plan = histogram("scheduler_plan_seconds", "planning one step", buckets=_FAST)
         self._step = histogram("step_seconds", "from a step's planning to its result")
+        self._budget = gauge("step_budget_tokens", "query tokens that the last step could hold")
         self._queue = histogram("request_queue_seconds", "from arrival to the first step")
         self._ttft = histogram(
             "replica_time_to_first_token_seconds", "from arrival at the replica to the first token"
@@ -56,12 +83,25 @@ class Stats:
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
+    def moved(self, reason: MoveReason) -> None:
+        self._moved.labels(reason.name.lower()).inc()
+
+    def orphaned(self, count: int) -> None:
+        self._orphaned.set(count)
+
+    def attached(self, outcome: str) -> None:
+        self._attaches.labels(outcome).inc()
+
     def planned(self, seconds: float) -> None:
         self._plan.observe(seconds)
 
-    def admitted(self, sequence: Sequence, num_cached: int) -> None:
+    def admitted(self, sequence: Sequence, start: Start, block_size: int) -> None:
         self._queries.inc(len(sequence.token_ids))
-        self._hits.inc(num_cached)
+        self._hits.inc(start.num_computed)
+        self._partial_hits.inc(start.num_from_part(block_size))
+
+    def overtook(self) -> None:
+        self._overtakes.inc()
 
     def preempted(self) -> None:
         self._preemptions.inc()
@@ -72,11 +112,17 @@ class Stats:
     def epoch_opened(self) -> None:
         self._epochs.inc()
 
+    def stalled(self) -> None:
+        self._stalls.inc()
+
     def executed(self, step: AppliedStep, num_generated: int, seconds: float) -> None:
         self._steps.inc()
         self._rows.observe(len(step.rows))
         self._tokens.observe(step.num_tokens)
+        self._budget.set(step.budget)
         self._step.observe(seconds)
+        self._copies.inc(len(step.copies))
+        self._evictions.inc(step.num_evicted)
         self._computed.inc(step.num_known)
         self._generated.inc(num_generated)
 
@@ -86,10 +132,13 @@ class Stats:
         if timeline.first_step_s is not None:
             self._queue.observe(timeline.first_step_s - timeline.arrived_s)
 
-    def occupied(self, ledger: Ledger, num_waiting: int) -> None:
+    def occupied(self, ledger: Ledger, queue: WaitingQueue) -> None:
         pool = ledger.pool
         self._running.set(len(ledger.running))
-        self._waiting.set(num_waiting)
+        self._waiting.set(len(queue))
+        self._queued.set(queue.num_tokens)
+        self._gap.set(queue.service_gap())
+        self._tenants.set(queue.num_accounts())
         self._usage.set(1 - pool.num_free / pool.num_blocks)
         self._blocks_used.set(pool.num_used)
         self._blocks_cached.set(pool.num_cached)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from infermesh.block_hash import BlockHash
 from services.scheduler.blocks import BlockPool
-from services.scheduler.ids import BlockHash, BlockId
+from services.scheduler.ids import BlockId
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.queue import WaitingQueue
 from services.scheduler.sequence import Placement, Sequence
+from services.scheduler.token_budget import StepTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Limits:
     max_candidates: int = 256
     # A sequence that grows past it gives up its place: all it computed is void. 0: none does.
     rope_switch_len: int = 0
+    # Of a step with decodes; None: it may take as long as it does.
+    target: StepTarget | None = None
 
 
 @dataclass(slots=True)
@@ -51,9 +55,25 @@ class Start(NamedTuple):
 
     num_computed: int
     shared: list[BlockId]
-    # A fork copies its sibling's partial prompt block.
+    # A block of which it needs a part: its sibling's, of whom it is a fork, or a kept one.
     copy_from: BlockId | None = None
     leader: Placement | None = None
+    # A kept tail that nobody holds: it becomes its own.
+    tail: BlockId | None = None
+
+    @property
+    def held(self) -> list[BlockId]:
+        """The blocks that it has from the start."""
+        return self.shared if self.tail is None else [*self.shared, self.tail]
+
+    @property
+    def touched(self) -> list[BlockId]:
+        """Those, and what it copies."""
+        return self.held if self.copy_from is None else [*self.shared, self.copy_from]
+
+    def num_from_part(self, block_size: int) -> int:
+        """Its tokens that were found in a part of a block."""
+        return 0 if self.leader is not None else self.num_computed - len(self.shared) * block_size
 
 
 class Admission(NamedTuple):
@@ -76,6 +96,10 @@ class StepPlan:
     out_of_memory: list[Sequence]
     # Waiting ones, with the block that a running sequence is about to compute for them.
     deferred: list[tuple[Sequence, BlockHash]]
+    # Query tokens that the step could have held.
+    budget: int = 0
+    # Where a target was to be kept.
+    expected_s: float | None = None
 
     @property
     def is_empty(self) -> bool:

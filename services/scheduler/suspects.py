@@ -1,7 +1,8 @@
 """Who may be crashing the device: runs suspects alone, one after another, and convicts.
 
-A sequence in flight at more than `max_crashes` breaks is a suspect. It runs alone until it gets a
-token (then it is cleared) or the stream breaks again (then it is poisonous, proven).
+A sequence in flight at `max_crashes` breaks without a token since, here or at other replicas, is
+a suspect. It runs alone until it gets a token (then it is cleared) or the stream breaks again (then
+it is poisonous, proven). One that waits for its turn is in flight at nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ class Suspects:
                 self._line.popleft()
                 return sequence
             sequence.num_crashes += 1
-            if sequence.num_crashes > self._max_crashes and sequence not in self._line:
-                self._line.append(sequence)
+            self.consider(sequence)
         return None
+
+    def consider(self, sequence: Sequence) -> bool:
+        """Puts it in line where it has crashed enough. True where it now needs the device."""
+        if sequence.num_crashes < self._max_crashes or sequence in self._line:
+            return False
+        was_free = self.solo is None
+        self._line.append(sequence)
+        return was_free
 
     def clear(self, sequence: Sequence) -> bool:
         """It got a token. True where the next suspect now needs the device for itself."""
+        sequence.num_crashes = 0
         if not self._line or sequence is not self.solo:
             return False
         self._line.popleft()
-        sequence.num_crashes = 0
         return self.solo is not None

@@ -11,7 +11,14 @@ from infermesh.errors import InvalidRequest, UnsupportedParameter, to_detail
 from infermesh.v1 import sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
 from services.scheduler.intake import Submission
-from services.scheduler.sequence import Ending, Sampling, Sequence, Timeline
+from services.scheduler.sequence import (
+    Ending,
+    Request,
+    Resumable,
+    Sampling,
+    Sequence,
+    Timeline,
+)
 
 _DEFAULT_PRIORITY = sampling_pb2.PRIORITY_NORMAL
 
@@ -40,6 +47,8 @@ def submission_from_pb(submit: pb.Submit) -> Submission:
         ),
         sharing_domain=submit.sharing_domain,
         traceparent=submit.traceparent,
+        num_crashes=submit.num_crashes,
+        resumable=_resumable(submit) if submit.idempotency_key else None,
     )
 
 
@@ -53,6 +62,33 @@ def finished_to_pb(sequence: Sequence, end: Ending) -> pb.Finished:
         stop_token_id=end.stop_token_id,
         timings=timings_to_pb(sequence.timeline),
         cached_prompt_tokens=sequence.cached_prompt_tokens or 0,
+    )
+
+
+def attached_to_pb(request: Request, is_accounted: bool) -> pb.Attached:
+    """The request as it was submitted."""
+    facts = request.resumable
+    assert facts is not None
+    return pb.Attached(
+        request_id=request.request_id,
+        attempt=facts.attempt,
+        prompt_token_ids=request.sequences[0].token_ids[: request.prompt_len],
+        sampling=cast("sampling_pb2.SamplingParams", request.sampling.wire),
+        stop=cast("sampling_pb2.StopConditions", facts.stop),
+        choices=[sequence.choice for sequence in request.sequences],
+        record_id=facts.record_id,
+        is_accounted=is_accounted,
+    )
+
+
+def _resumable(submit: pb.Submit) -> Resumable:
+    return Resumable(
+        key=submit.idempotency_key,
+        digest=submit.body_digest,
+        record_id=submit.record_id,
+        attempt=submit.attempt,
+        stop=submit.stop,
+        has_logprobs=submit.sampling.HasField("top_logprobs"),
     )
 
 

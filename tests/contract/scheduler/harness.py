@@ -16,7 +16,8 @@ from infermesh.config import SchedulerConfig
 from infermesh.v1 import sampling_pb2, scheduler_service_pb2_grpc
 from infermesh.v1 import scheduler_service_pb2 as pb
 from services.scheduler.service import SchedulerProcess
-from tests.model_shard import EOS, ModelShard, oracle
+from tests.model_of_tokens import EOS, oracle
+from tests.model_shard import ModelShard
 from tests.model_shard_server import MAX_MODEL_LEN, ShardServer
 
 
@@ -73,25 +74,39 @@ async def run_process(process: SchedulerProcess) -> None:
 
 
 class Gateway:
-    """One session, its outputs and endings gathered as they come."""
+    """One session, its outputs and endings gathered as they come.
 
-    def __init__(self, mesh: Mesh) -> None:
+    Args:
+        packs: it reads packed tokens, and says so.
+    """
+
+    def __init__(self, mesh: Mesh, packs: bool = True) -> None:
         self.call = mesh.stub.Session()
+        self.packs = packs
+        self.num_packed = 0
         self.outputs: dict[tuple[int, int], list[int]] = {}
         self.finished: dict[tuple[int, int], pb.Finished] = {}
         self.accepted: dict[int, pb.Accepted] = {}
         self.refused: dict[int, pb.Refused] = {}
+        self.moved: dict[int, pb.Moved] = {}
         self.num_messages = 0
         self.ready: pb.SessionReady | None = None
 
     async def submit(self, stream_id: int, prompt: list[int], **options: Any) -> None:
         for choice in range(options.get("n", 1)):
             self.outputs[stream_id, choice] = []
-        await self.call.write(pb.SessionRequest(submit=submit(stream_id, prompt, **options)))
+        message = submit(stream_id, prompt, **options)
+        await self.call.write(pb.SessionRequest(submit=message, packs_tokens=self.packs))
 
     async def cancel(self, stream_id: int, choices: Sequence[int] = ()) -> None:
         cancel = pb.Cancel(stream_id=stream_id, choices=choices)
         await self.call.write(pb.SessionRequest(cancel=cancel))
+
+    async def attach(self, stream_id: int, key: bytes, digest: bytes = b"body", n: int = 1) -> None:
+        for choice in range(n):
+            self.outputs[stream_id, choice] = []
+        attach = pb.Attach(stream_id=stream_id, idempotency_key=key, body_digest=digest)
+        await self.call.write(pb.SessionRequest(attach=attach, packs_tokens=self.packs))
 
     async def read(self) -> pb.SessionResponse:
         message = await self.call.read()
@@ -101,10 +116,18 @@ class Gateway:
             self.ready = message.ready
         self.accepted |= {one.stream_id: one for one in message.accepted}
         self.refused |= {one.stream_id: one for one in message.refused}
+        self.moved |= {one.stream_id: one for one in message.moved}
         for delta in message.deltas:
             output = self.outputs[delta.stream_id, delta.choice]
             assert delta.start == len(output), "a token lost or doubled"
             output.extend(delta.token_ids)
+        tokens = message.tokens
+        columns = (tokens.stream_ids, tokens.choices, tokens.starts, tokens.token_ids)
+        for stream_id, choice, start, token_id in zip(*columns, strict=True):
+            output = self.outputs[stream_id, choice]
+            assert start == len(output), "a token lost or doubled"
+            output.append(token_id)
+            self.num_packed += 1
         for end in message.finished:
             assert (end.stream_id, end.choice) not in self.finished
             self.finished[end.stream_id, end.choice] = end

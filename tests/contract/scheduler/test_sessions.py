@@ -20,11 +20,13 @@ def count_requests() -> int:
     return sum(type(one) is Request for one in gc.get_objects())
 
 
+@pytest.mark.parametrize("gateway_packs", [True, False])
+@pytest.mark.parametrize("shard_packs", [True, False])
 async def test_session_answers_like_the_oracle_when_requests_are_multiplexed(
-    tmp_path: Path,
+    tmp_path: Path, gateway_packs: bool, shard_packs: bool
 ) -> None:
-    async with running(tmp_path, ModelShard()) as mesh:
-        gateway = Gateway(mesh)
+    async with running(tmp_path, ModelShard(packs_rows=shard_packs)) as mesh:
+        gateway = Gateway(mesh, gateway_packs)
         prompts = {i: [2 + i % 7, 3, 4, 5 + i % 3, 6] for i in range(1, 25)}
         for stream_id, prompt in prompts.items():
             await gateway.submit(stream_id, prompt, n=1 + stream_id % 2)
@@ -36,6 +38,8 @@ async def test_session_answers_like_the_oracle_when_requests_are_multiplexed(
             assert output == expected(prompts[stream_id], choice, n=n)
             assert gateway.finished[stream_id, choice].HasField("timings")
         assert set(gateway.accepted) == set(prompts)
+        assert (gateway.num_packed > 0) == gateway_packs
+        assert (mesh.shard.servicer.shard.num_decodes > 0) == shard_packs
 
 
 async def test_session_sends_one_delta_message_per_step_when_many_requests_run(

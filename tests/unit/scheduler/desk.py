@@ -10,10 +10,11 @@ from infermesh.v1 import sampling_pb2
 from services.scheduler.batcher import Batcher, BatcherSettings
 from services.scheduler.intake import ModelFacts, Submission
 from services.scheduler.ledger import Capacity
-from services.scheduler.sequence import Ending, Request, Sampling, Sequence
+from services.scheduler.sequence import Ending, MoveReason, Request, Sampling, Sequence
 from services.scheduler.stats import Stats
 from services.scheduler.steps import encode
-from tests.model_shard import EOS, VOCAB_SIZE, ModelShard, oracle
+from tests.model_of_tokens import EOS, VOCAB_SIZE, oracle
+from tests.model_shard import ModelShard
 
 MAX_LEN = 96
 
@@ -42,6 +43,8 @@ class Listener:
         assert key not in self.endings, "finished twice"
         self.endings[key] = end
 
+    def moved(self, request: Request, reason: MoveReason) -> None: ...
+
     def flush(self) -> None: ...
 
 
@@ -68,7 +71,7 @@ class Desk:
         """Plans a step and sends it; False where none can be."""
         step = self.batcher.next_step()
         if step is not None:
-            self.shard.receive(encode(1, step).SerializeToString())
+            self.shard.receive(encode(1, step, self.shard.packs_rows).SerializeToString())
         return step is not None
 
     def answer(self, step_s: float = 0.01) -> bool:
@@ -104,7 +107,10 @@ def submission(
     outputs: Seq[Seq[int]] = (),
     max_tokens: int | None = 8,
     ignore_eos: bool = True,
+    min_tokens: int = 0,
     priority: int = 2,
+    tenant: str = "tenant",
+    tenant_weight: float = 1.0,
     remaining_s: float | None = None,
 ) -> Submission:
     """`outputs`: what was delivered of each choice before."""
@@ -117,12 +123,12 @@ def submission(
         choices=list(enumerate(delivered)),
         sampling=Sampling(wire, needs_history=False),
         max_tokens=max_tokens,
-        min_tokens=0,
+        min_tokens=min_tokens,
         stop_token_ids=frozenset(),
         ignore_eos=ignore_eos,
         priority=priority,
-        tenant="tenant",
-        tenant_weight=1.0,
+        tenant=tenant,
+        tenant_weight=tenant_weight,
         remaining_s=remaining_s,
         sharing_domain="tenant",
         traceparent="",

@@ -7,7 +7,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
 
+from infermesh.block_hash import scope_hash
 from infermesh.errors import MeshError
+from services.scheduler.fairness import Account
 from services.scheduler.ids import StepId
 from services.scheduler.intake import ModelFacts, Submission
 from services.scheduler.ledger import AppliedStep, Capacity, Ledger
@@ -20,9 +22,16 @@ from services.scheduler.plan import (
     find_start,
     plan,
 )
-from services.scheduler.prefix_cache import scope_hash
 from services.scheduler.queue import WaitingQueue
-from services.scheduler.sequence import Ending, Request, Sampling, Sequence, StopRule, Timeline
+from services.scheduler.sequence import (
+    Ending,
+    MoveReason,
+    Request,
+    Sampling,
+    Sequence,
+    StopRule,
+    Timeline,
+)
 
 EOS = 1
 MODEL = ModelFacts("model", "print", 64, 100, frozenset({EOS}))
@@ -36,6 +45,7 @@ class Recorder:
         self.endings: dict[tuple[int, int], Ending] = {}
         self.num_flushes = 0
         self.is_slow = False
+        self.offers: dict[int, tuple[MoveReason, int]] = {}
 
     def accepted(self, stream_id: int, queued_tokens: int) -> None: ...
 
@@ -55,6 +65,9 @@ class Recorder:
         key = (sequence.request.stream_id, sequence.choice)
         assert key not in self.endings, "finished twice"
         self.endings[key] = end
+
+    def moved(self, request: Request, reason: MoveReason) -> None:
+        self.offers[request.stream_id] = (reason, request.num_crashes)
 
     def flush(self) -> None:
         self.num_flushes += 1
@@ -92,6 +105,8 @@ def make_request(
     n: int = 1,
     max_len: int = 1000,
     domain: str = "tenant",
+    tenant: str = "tenant",
+    weight: float = 1.0,
 ) -> Request:
     """An open request with its sequences, as RequestBook would make it."""
     request = Request(
@@ -102,8 +117,8 @@ def make_request(
         sampling=Sampling(None, False),
         stop=StopRule(frozenset({EOS}), 0, max_len),
         priority=priority,
-        tenant="tenant",
-        tenant_weight=1.0,
+        tenant=tenant,
+        tenant_weight=weight,
         scope=scope_hash(domain),
         arrival=arrival,
         deadline_s=None,
@@ -154,6 +169,14 @@ class Scene:
             self.queue.push(sequence, len(sequence.token_ids))
         return request.sequences[0]
 
+    def account_of(self, sequence: Sequence) -> Account:
+        """Of a sequence that may never have waited here."""
+        if sequence.account is None:
+            self.queue.push(sequence, 0)
+            self.queue.remove(sequence)
+        assert sequence.account is not None
+        return sequence.account
+
     def run(
         self,
         prompt: int | Seq[int],
@@ -173,13 +196,21 @@ class Scene:
         size = self.ledger.capacity.block_size
         start, _ = find_start(sequence, self.ledger.cache, size)
         end = sequence.prompt_len if planned is None else planned
-        num_new = -(-end // size) - len(start.shared)
+        num_new = -(-end // size) - len(start.held)
         admission = Admission(sequence, start, end - start.num_computed, num_new)
         return self.apply(StepPlan([], [admission], [], [], []))
 
     def decode(self, *sequences: Sequence) -> AppliedStep:
         """A step in which these get one token each; their blocks have room for it."""
         return self.apply(StepPlan([PlannedRow(s, 1, 0) for s in sequences], [], [], [], []))
+
+    def decode_more(self, sequence: Sequence) -> None:
+        """One token more, with a block for it where it needs one, and the step has run."""
+        place = sequence.placement
+        assert place is not None
+        is_full = place.num_planned == len(place.block_ids) * self.ledger.capacity.block_size
+        self.apply(StepPlan([PlannedRow(sequence, 1, int(is_full))], [], [], [], []))
+        self.execute()
 
     def apply(self, step_plan: StepPlan) -> AppliedStep:
         for admission in step_plan.admissions:

@@ -14,7 +14,7 @@ from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, StepId
 
 
-@dataclass
+@dataclass(eq=False)  # two may hold the same
 class Holder:
     """Blocks held together, and the last step that touches them."""
 

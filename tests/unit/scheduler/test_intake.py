@@ -7,26 +7,40 @@ from typing import Any
 import pytest
 
 from infermesh.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, QueueFull
-from services.scheduler.intake import check_input, check_load
+from services.scheduler.bookings import Bookings
+from services.scheduler.intake import Submission, check_input, check_load
 from services.scheduler.ledger import Capacity
-from services.scheduler.queue import Throughput, WaitingQueue
+from services.scheduler.pace import Pace
+from services.scheduler.queue import WaitingQueue
 from services.scheduler.sequence import Sampling
 from tests.unit.scheduler.scene import MODEL, make_request, submission
 
 CAPACITY = Capacity(num_blocks=10, block_size=4, max_num_seqs=4, max_batch_tokens=16)
 
 
-def queue_with(num_tokens: int, max_tokens: int = 100) -> WaitingQueue:
+def queue_with(num_tokens: int, max_tokens: int = 100, **of: Any) -> WaitingQueue:
     queue = WaitingQueue(max_tokens)
     if num_tokens:
-        queue.push(make_request(1, [2]).sequences[0], num_tokens)
+        queue.push(make_request(1, [2], **of).sequences[0], num_tokens)
     return queue
 
 
-def draining(tokens_per_second: int) -> Throughput:
-    throughput = Throughput()
-    throughput.record(sent_s=0.0, done_s=1.0, num_tokens=tokens_per_second)
-    return throughput
+def draining(tokens_per_second: int) -> Pace:
+    pace = Pace()
+    if tokens_per_second:
+        pace.left_queue(sent_s=0.0, done_s=1.0, num_tokens=tokens_per_second)
+    return pace
+
+
+def check(
+    sub: Submission,
+    queue: WaitingQueue,
+    pace: Pace | None = None,
+    bookings: Bookings | None = None,
+    now_s: float = 1.0,
+) -> None:
+    bookings = Bookings() if bookings is None else bookings
+    check_load(sub, CAPACITY, queue, pace or Pace(), bookings, now_s)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +100,9 @@ def test_prompt_is_refused_when_the_context_has_no_place_for_an_output() -> None
 
 def test_prompt_is_refused_when_the_kv_memory_has_no_place_for_an_output() -> None:
     fitting, too_long = ([2] * length for length in (39, 40))
-    check_load(submission(prompt_token_ids=fitting), CAPACITY, queue_with(0), Throughput())
+    check(submission(prompt_token_ids=fitting), queue_with(0))
     with pytest.raises(ContextLengthExceeded, match=r"40 tokens; .* holds 40, one") as refusal:
-        check_load(submission(prompt_token_ids=too_long), CAPACITY, queue_with(0), Throughput())
+        check(submission(prompt_token_ids=too_long), queue_with(0))
     assert refusal.value.param == "prompt"
 
 
@@ -106,41 +120,91 @@ def test_submission_brings_its_prompt_once_and_every_output(
     assert submission(prompt_token_ids=[2, 3, 4], choices=choices).num_tokens == num_tokens
 
 
-def test_submission_is_let_in_until_the_queue_is_full() -> None:
-    three_tokens = submission()
-    check_load(three_tokens, CAPACITY, queue_with(97), Throughput())
-    with pytest.raises(QueueFull, match="98 of 100 queue tokens are taken"):
-        check_load(three_tokens, CAPACITY, queue_with(98), Throughput())
+@pytest.mark.parametrize(("priority", "most"), [(3, 100), (2, 80), (1, 50)])
+def test_lower_classes_are_shed_first_when_the_queue_fills(priority: int, most: int) -> None:
+    sub = submission(priority=priority)  # of three tokens
+    check(sub, queue_with(most - 3, tenant="another", priority=3))
+    with pytest.raises(QueueFull, match=f"{most - 2} of 100 .* 0 of them by this tenant"):
+        check(sub, queue_with(most - 2, tenant="another", priority=3))
+
+
+@pytest.mark.parametrize(("weight", "most"), [(1.0, 64), (4.0, 76), (0.25, 39)])
+def test_tenant_leaves_room_for_others_by_its_weight(weight: float, most: int) -> None:
+    sub = submission(tenant_weight=weight)
+    check(sub, queue_with(most - 1))
+    with pytest.raises(QueueFull, match=f"{most} of 100 .* {most} of them by this tenant"):
+        check(sub, queue_with(most))
+    check(submission(tenant="another", tenant_weight=weight), queue_with(most))
+
+
+def test_empty_queue_takes_what_is_longer_than_its_bound() -> None:
+    check(submission(prompt_token_ids=[2] * 30, priority=1), queue_with(0, max_tokens=4))
+    with pytest.raises(QueueFull):
+        check(submission(), queue_with(1, max_tokens=3))
+
+
+def test_resumed_stream_is_let_in_when_the_queue_is_full() -> None:
+    check(submission(choices=[(0, [7])]), queue_with(100))
 
 
 @pytest.mark.parametrize(
     ("taken", "tokens_per_second", "retry_after_s"),
-    [(100, 2, 1.5), (117, 10, 2.0), (98, 1000, 0.1), (100, 0, 1.0)],
-    ids=["excess over rate", "longer", "at least", "unknown rate"],
+    [(100, 2, 11.5), (117, 10, 4.0), (78, 1000, 0.1), (100, 0, 1.0), (100, 1, 23.0)],
+    ids=["excess over rate", "longer", "at least", "unknown rate", "slow"],
 )
-def test_retry_time_is_what_the_excess_takes_at_the_drain_rate(
+def test_retry_time_is_what_the_excess_takes_at_the_tenants_share_of_the_rate(
     taken: int, tokens_per_second: int, retry_after_s: float
 ) -> None:
-    throughput = draining(tokens_per_second) if tokens_per_second else Throughput()
+    queue = queue_with(taken, tenant="tenant", priority=3)
+    sub = submission(tenant="tenant", priority=2, tenant_weight=1000.0)  # the class's bound alone
     with pytest.raises(QueueFull) as refusal:
-        check_load(submission(), CAPACITY, queue_with(taken), throughput)
+        check(sub, queue, draining(tokens_per_second))
     assert refusal.value.retry_after_s == pytest.approx(retry_after_s)
+
+
+def test_retry_time_grows_with_those_who_were_told_before() -> None:
+    queue, pace, bookings = queue_with(90, tenant="another", priority=3), draining(10), Bookings()
+    waits = []
+    for first in range(4):
+        with pytest.raises(QueueFull) as refusal:
+            check(submission(prompt_token_ids=[first] * 10), queue, pace, bookings)
+        waits.append(refusal.value.retry_after_s)
+    # half of 10 tokens a second is its share: 20 too many, then 10 more each, and a tenth
+    assert waits == pytest.approx([4.0, 6.2, 8.4, 10.6])
 
 
 @pytest.mark.parametrize(
     ("remaining_s", "is_refused"),
-    [(None, False), (4.0, False), (3.9, True), (0.0, True), (-1.0, True)],
+    [(None, False), (5.0, False), (4.9, True), (0.0, True), (-1.0, True)],
 )
 def test_deadline_is_refused_when_the_queue_takes_longer(
     remaining_s: float | None, is_refused: bool
 ) -> None:
     sub, queue = submission(remaining_s=remaining_s), queue_with(40)
     if not is_refused:
-        check_load(sub, CAPACITY, queue, draining(10))
+        check(sub, queue, draining(10))
         return
-    with pytest.raises(DeadlineExceeded, match=f"about 4.0 s, the deadline is in {remaining_s} s"):
-        check_load(sub, CAPACITY, queue, draining(10))
+    with pytest.raises(
+        DeadlineExceeded, match=f"about 5.0 s .* the deadline is in {remaining_s} s"
+    ):
+        check(sub, queue, draining(10))
+
+
+def test_deadline_counts_what_is_served_before_a_newcomer_of_its_tenant() -> None:
+    queue = queue_with(40, tenant="flooding")
+    check(submission(tenant="another", remaining_s=0.5), queue, draining(10))
+    with pytest.raises(DeadlineExceeded):
+        check(submission(tenant="flooding", remaining_s=0.5), queue, draining(10))
 
 
 def test_deadline_is_believed_when_no_rate_is_known() -> None:
-    check_load(submission(remaining_s=0.1), CAPACITY, queue_with(90), Throughput())
+    check(submission(remaining_s=0.1), queue_with(60))
+
+
+def test_deadline_counts_the_steps_that_a_prompt_takes_beside_running_streams() -> None:
+    sub, pace = submission(prompt_token_ids=[2] * 32, max_tokens=1, remaining_s=5.0), draining(100)
+    pace.step(1.0)
+    check(sub, queue_with(1), pace)  # two steps of 16, and the one that is planned already
+    pace.known_per_step = 8
+    with pytest.raises(DeadlineExceeded):
+        check(sub, queue_with(1), pace)

@@ -25,6 +25,7 @@ from services.scheduler.plan import (
     find_start,
 )
 from services.scheduler.queue import PRIORITIES
+from services.scheduler.sequence import Sequence
 from tests.model_shard import ModelShard
 from tests.unit.scheduler.scene import Scene
 from tests.unit.scheduler.world import World
@@ -43,7 +44,7 @@ class DrawnPlan:
         for sequence in state.running:
             self.draw_row(sequence)
         for priority in PRIORITIES:
-            for sequence in state.waiting.in_class(priority):
+            for sequence in state.waiting.turns(priority):
                 self.draw_admission(sequence)
 
     def draw_row(self, sequence) -> None:
@@ -63,10 +64,10 @@ class DrawnPlan:
         is_full = len(self.plan.admissions) == self.state.num_free_slots or not self.budget
         if is_full or sequence.num_in_flight or not self.data.draw(st.booleans()):
             return
-        start, _ = find_start(sequence, self.state.cache, self.size)
-        idle = {b for b in start.shared if self.state.pool.is_cached(b)} - self.claimed
+        start, _ = find_start(sequence, self.state.cache, self.size, self.claimed)
+        idle = {b for b in start.touched if self.state.pool.is_cached(b)} - self.claimed
         count = self.draw_count(len(sequence.token_ids) - start.num_computed)
-        num_new = -(-(start.num_computed + count) // self.size) - len(start.shared)
+        num_new = -(-(start.num_computed + count) // self.size) - len(start.held)
         if num_new + len(idle) <= self.available:
             self.claimed |= idle
             self.take(count, num_new + len(idle))
@@ -106,6 +107,19 @@ class LedgerMachine(RuleBasedStateMachine):
         if len(prompt) < self.shard.num_blocks * self.shard.block_size:
             choices = [(index, []) for index in range(n)]
             self.world.submit(prompt, choices=choices, temperature=1.0, max_tokens=5, domain=domain)
+
+    @precondition(lambda self: self.world.recorder.outputs)
+    @rule(data=st.data(), words=st.lists(st.integers(2, 3), max_size=3))
+    def go_on(self, data: st.DataObject, words: list[int]) -> None:
+        """Somebody asks again with a part of what was said, or all of it, and more."""
+        key = data.draw(st.sampled_from(sorted(self.world.recorder.outputs)))
+        before = self.world.submissions[key[0]]
+        said = before.prompt_token_ids + self.world.recorder.outputs[key]
+        kept = data.draw(st.integers(1, len(said)))
+        prompt = said[: min(kept, 20)] + words
+        if len(prompt) < self.shard.num_blocks * self.shard.block_size:
+            domain = before.sharing_domain
+            self.world.submit(prompt, temperature=1.0, max_tokens=5, domain=domain)
 
     @rule(data=st.data())
     def send(self, data: st.DataObject) -> None:
@@ -181,8 +195,8 @@ def test_lost_are_returned_in_order_of_admission_when_the_steps_break() -> None:
     cached = scene.ledger.pool.num_cached
     assert scene.ledger.break_steps() == sequences
     scene.ledger.check_idle()
-    # What had run stays; what was in flight was never computed.
-    assert scene.ledger.pool.num_cached == cached + 1
+    # What had run stays, a block and a tail; what was in flight was never computed.
+    assert scene.ledger.pool.num_cached == cached + 2
     assert len(scene.ledger.cache) == 1
 
 
@@ -198,3 +212,102 @@ def test_fork_copies_a_partial_block_and_shares_whole_ones(size: int) -> None:
         [] if size == 1 else [(theirs[full], mine[full])]
     )
     assert mine[full] != theirs[full]
+
+
+def test_tail_is_findable_when_a_sequence_left_and_grows_with_what_was_in_flight() -> None:
+    scene = Scene()
+    sequence = scene.run([5] * 5)
+    scene.decode(sequence)
+    scene.finish(sequence)
+    assert found_behind(scene, sequence, [5, 99]) == 1
+    scene.execute()  # the token sampled last is computed now
+    assert found_behind(scene, sequence, [5, 99]) == 2
+    assert (scene.ledger.pool.num_cached, len(scene.ledger.cache)) == (2, 1)
+
+
+def test_copy_that_was_never_made_is_not_findable_when_its_sequence_left() -> None:
+    scene = Scene()
+    first = scene.run([5] * 7)
+    scene.finish(first)
+    reader = scene.arrive([*[5] * 6, 7, 7]).sequences[0]
+    (copy,) = scene.admit(reader).copies
+    scene.ledger.break_steps()
+    assert not scene.ledger.pool.is_cached(copy.destination)
+    assert scene.ledger.pool.is_cached(copy.source)
+    assert found_behind(scene, first, [5, 5, 5]) == 3
+
+
+def test_fork_that_left_before_its_copy_was_made_leaves_nothing() -> None:
+    scene = Scene()
+    leader = scene.run(7, n=2)
+    fork = leader.request.sequences[1]
+    scene.admit(fork)
+    scene.finish(fork)
+    assert found_behind(scene, leader, leader.token_ids[4:7]) == 0
+    scene.execute()
+    assert found_behind(scene, leader, leader.token_ids[4:7]) == 3
+
+
+def test_tail_stays_findable_when_who_went_on_in_it_never_ran() -> None:
+    scene = Scene()
+    first = scene.run([5] * 6)
+    (_, tail) = first.placement.block_ids
+    scene.finish(first)
+    reader = scene.arrive([*[5] * 6, 7]).sequences[0]
+    assert scene.admit(reader).placed[0].block_ids[1] == tail
+    scene.ledger.break_steps()
+    assert scene.ledger.pool.is_cached(tail)
+    assert found_behind(scene, first, [5, 5, 7]) == 2
+
+
+def test_one_of_two_equal_tails_is_kept_and_none_beside_what_goes_on_from_it() -> None:
+    scene = Scene()
+    two = [scene.run([5] * 6), scene.run([5] * 6)]
+    for sequence in two:
+        scene.finish(sequence)
+    assert scene.ledger.pool.num_cached == 2
+    longer = scene.arrive([5] * 7).sequences[0]
+    longer_tail = scene.admit(longer).placed[0].block_ids[1]
+    scene.execute()
+    other = scene.run([5] * 9)  # fills a copy of that block
+    scene.finish(longer)
+    assert not scene.ledger.pool.is_cached(longer_tail)
+    scene.finish(other)
+    assert scene.ledger.pool.num_cached == len(scene.ledger.cache) + 1 == 3
+
+
+def test_turn_counts_the_answers_that_a_prompt_goes_on_from() -> None:
+    scene = Scene(num_blocks=32)
+    prompt = [5] * 6
+    for turn in range(3):
+        sequence = scene.run(prompt)
+        assert sequence.turn == turn
+        for _ in range(3):
+            scene.decode_more(sequence)
+        scene.finish(sequence)
+        prompt = [*sequence.token_ids, 6, 6]
+    alike = [scene.run([5] * 6), scene.run([*[5] * 6, 7, 7, 7])]
+    assert [sequence.turn for sequence in alike] == [0, 0]  # they share no answer
+
+
+def test_chat_outlives_what_was_asked_once_when_chats_were_seen_to_come_back() -> None:
+    scene = Scene(num_blocks=12)
+    for number in range(30):  # they come back once each, and what is asked once never does
+        prompt = [100 + number] * 6
+        for _ in range(3):
+            sequence = scene.run(prompt)
+            scene.decode_more(sequence)
+            scene.finish(sequence)
+            prompt = [*sequence.token_ids, 6]
+        scene.finish(scene.run(8))
+    chat = [*prompt, 6]
+    for _ in range(4):
+        scene.finish(scene.run(8))
+    start, _ = find_start(scene.arrive(chat).sequences[0], scene.ledger.cache, 4)
+    assert start.num_computed >= 8
+
+
+def found_behind(scene: Scene, sequence: Sequence, token_ids: list[int]) -> int:
+    """How many of these tokens a block has behind the first one of a sequence."""
+    part = scene.ledger.cache.find_part(sequence.block_hashes[0], token_ids)
+    return part.num_tokens if part else 0

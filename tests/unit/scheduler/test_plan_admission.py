@@ -34,7 +34,7 @@ def test_nobody_is_admitted_behind_one_that_does_not_fit(priority: int) -> None:
     scene.wait(28)
     small = scene.wait(1, priority=priority)
     assert not scene.plan().admissions
-    scene.queue.remove(scene.queue.in_class(2)[0])
+    scene.queue.remove(next(iter(scene.queue.turns(2))))
     assert admitted(scene.plan()) == [small]
 
 
@@ -257,3 +257,42 @@ def test_waiting_is_out_of_memory_when_the_whole_pool_is_too_small() -> None:
     assert step_plan.out_of_memory == [hopeless]
     assert admitted(step_plan) == [fitting]
     assert step_plan.frees_places
+
+
+def test_one_goes_on_in_a_tail_and_the_next_copies_it_in_the_same_plan() -> None:
+    scene = Scene()
+    scene.finish(scene.run([5] * 6))
+    both = [scene.wait([*[5] * 6, 7]), scene.wait([*[5] * 6, 8])]
+    step_plan = scene.plan()
+    assert admitted(step_plan) == both
+    first, second = (admission.start for admission in step_plan.admissions)
+    assert (second.copy_from, first.copy_from) == (first.tail, None)
+    step = scene.apply(step_plan)
+    tables = [place.block_ids for place in step.placed]
+    assert tables[0][0] == tables[1][0]
+    assert tables[0][1] != tables[1][1]
+    assert [(move.source, move.destination) for move in step.copies] == [
+        (tables[0][1], tables[1][1])
+    ]
+
+
+@pytest.mark.parametrize(("num_blocks", "num_computed"), [(3, 4), (4, 6)])
+def test_part_is_computed_when_there_is_no_room_for_its_copy(
+    num_blocks: int, num_computed: int
+) -> None:
+    scene = Scene(num_blocks=num_blocks)
+    scene.finish(scene.run([5] * 8))
+    scene.wait([*[5] * 6, 7, 7, 7])
+    (admission,) = scene.plan().admissions
+    assert admission.start.num_computed == num_computed
+    scene.apply(scene.plan())
+    scene.ledger.check_integrity()
+
+
+def test_only_block_is_written_anew_when_a_part_of_it_is_known() -> None:
+    scene = Scene(num_blocks=1)
+    scene.finish(scene.run([5] * 4))
+    scene.wait([5] * 2)
+    (admission,) = scene.plan().admissions
+    assert (admission.start.num_computed, admission.num_tokens) == (0, 2)
+    scene.apply(scene.plan())

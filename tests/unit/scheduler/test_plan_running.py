@@ -17,7 +17,7 @@ def books(scene: Scene) -> tuple[object, ...]:
         for s in scene.ledger.running
         if s.placement is not None
     ]
-    waiting = [(s.order, s.waits_for) for p in (1, 2, 3) for s in scene.queue.in_class(p)]
+    waiting = [(s.order, s.waits_for) for p in (1, 2, 3) for s in scene.queue.turns(p)]
     counts = (pool.num_free, pool.num_cached, pool.num_used, len(scene.ledger.cache))
     return places, waiting, counts, set(scene.ledger.cache.filling), scene.ledger.num_free_slots
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from infermesh.block_hash import BlockHash, extend_hashes, scope_hash
+from services.scheduler.block_tree import num_common
 from services.scheduler.blocks import BlockPool
-from services.scheduler.ids import BlockHash, BlockId, StepId
-from services.scheduler.prefix_cache import Match, PrefixCache, extend_hashes, scope_hash
+from services.scheduler.ids import BlockId, StepId
+from services.scheduler.prefix_cache import Match, Part, PrefixCache
 
-SIZE = 2
+SIZE = 3
 NOW = StepId(0)
 # What a block holds: its sharing domain, and all tokens up to its end.
 Contents = tuple[str, tuple[int, ...]]
@@ -38,6 +37,12 @@ class Reader:
 
     def contents(self, index: int) -> Contents:
         return self.domain, tuple(self.tokens[: (index + 1) * SIZE])
+
+    def parent(self, index: int) -> BlockHash:
+        return hashes_of(self.domain, self.tokens)[index - 1] if index else scope_hash(self.domain)
+
+    def block(self, index: int) -> list[int]:
+        return self.tokens[index * SIZE : (index + 1) * SIZE]
 
 
 texts = st.lists(st.integers(0, 1), min_size=SIZE, max_size=4 * SIZE)
@@ -66,7 +71,31 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         num_known = next((i for i, key in enumerate(keys) if key not in self.published), len(keys))
         assert len(match.block_ids) == num_known, "a published prefix was missed, or one made up"
         assert match.missing == (hashes[num_known] if num_known < len(hashes) else None)
+        self.look_for_part(domain, tokens, num_known)
         return match
+
+    def look_for_part(self, domain: str, tokens: list[int], num_full: int) -> Part | None:
+        """What comes behind a match, compared with every block that is worth keeping."""
+        before, rest = tuple(tokens[: num_full * SIZE]), tokens[num_full * SIZE :]
+        parent = hashes_of(domain, tokens)[num_full - 1] if num_full else scope_hash(domain)
+        part = self.cache.find_part(parent, rest)
+        common = {
+            block_id: num_common(held[len(before) :], rest)
+            for block_id in self.pool.kept_blocks()
+            for owner, held in [self.memory[block_id]]
+            if owner == domain
+            and held[: len(before)] == before
+            and len(before) < len(held) <= len(before) + SIZE
+        }
+        best = max(common.values(), default=0)
+        assert (part.num_tokens if part else 0) == best, "a longer part was missed, or made up"
+        if part is not None:
+            assert common[part.block_id] == best, "the block does not begin with these tokens"
+            is_full = self.published.get(self.memory[part.block_id]) == part.block_id
+            ends = len(self.memory[part.block_id][1]) == len(before) + best
+            is_idle = self.pool.is_cached(part.block_id)
+            assert part.is_idle_tail is (is_idle and ends and not is_full)
+        return part
 
     @rule(domain=domains, tokens=texts)
     def begin(self, domain: str, tokens: list[int]) -> None:
@@ -78,9 +107,17 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.pool.hold(shared)
         self.idle = [block_id for block_id in self.idle if block_id not in shared]
         num_evicted = max(0, count - self.pool.num_free)
-        oldest, self.idle = self.idle[:num_evicted], self.idle[num_evicted:]
-        self.published = {key: b for key, b in self.published.items() if b not in oldest}
         taken = self.pool.allocate(count)
+        evicted = [block_id for block_id in self.idle if not self.pool.is_cached(block_id)]
+        assert len(evicted) == num_evicted
+        self.idle = [block_id for block_id in self.idle if block_id not in evicted]
+        for block_id in evicted:
+            self.published.pop(self.memory[block_id], None)
+            owner, held = self.memory[block_id]
+            for other, longer in map(self.memory.__getitem__, self.idle):
+                is_built_on = owner == other and held == longer[: len(held)]
+                is_next = len(held) < len(longer) <= len(held) + SIZE and len(held) % SIZE == 0
+                assert not (is_built_on and is_next), "what was built on a prefix outlives it"
         for block_id in taken:  # it will be overwritten, no matter when
             self.memory.pop(block_id, None)
         self.readers.append(Reader(domain, tokens, shared + taken, len(shared)))
@@ -98,14 +135,52 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         block_id = reader.block_ids[index]
         self.memory[block_id] = key
         block_hash = hashes_of(reader.domain, reader.tokens)[index]
-        assert self.cache.publish(block_hash, block_id) is (key not in self.published)
+        parent, token_ids = reader.parent(index), reader.block(index)
+        is_new = self.cache.publish(block_hash, block_id, parent, token_ids)
+        assert is_new is (key not in self.published)
         self.published.setdefault(key, block_id)
         reader.num_filled += 1
+        self.forget_dropped()
 
     @precondition(lambda self: self.readers)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         self.give_back(self.readers.pop(data.draw(st.integers(0, len(self.readers) - 1))))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data(), count=st.integers(1, SIZE - 1))
+    def end_within_a_block(self, data: st.DataObject, count: int) -> None:
+        reader = self.readers[data.draw(st.integers(0, len(self.readers) - 1))]
+        index = reader.num_filled
+        if index == len(reader.block_ids):
+            return
+        domain, tokens = reader.domain, reader.tokens[: index * SIZE + count]
+        block_id, parent = reader.block_ids[index], reader.parent(index)
+        if index and not self.cache.is_published(parent):
+            return
+        self.memory[block_id] = domain, tuple(tokens)
+        self.cache.keep_tail(block_id, parent, reader.block(index)[:count], count / SIZE)
+        self.forget_dropped()
+        self.readers.remove(reader)
+        self.give_back(reader)
+        part = self.look_for_part(domain, tokens, index)
+        assert part is not None
+        assert part.num_tokens == count
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data(), words=st.lists(st.integers(0, 1), min_size=SIZE, max_size=SIZE))
+    def go_on_in_a_tail(self, data: st.DataObject, words: list[int]) -> None:
+        tails = [b for b in self.idle if len(self.memory[b][1]) % SIZE]
+        if not tails:
+            return
+        tail = data.draw(st.sampled_from(tails))
+        domain, held = self.memory[tail]
+        index, tokens = len(held) // SIZE, [*held, *words][: (len(held) // SIZE + 1) * SIZE]
+        shared = self.look_up(domain, tokens).block_ids
+        if len(shared) == index:
+            self.pool.hold([*shared, tail])
+            self.idle = [b for b in self.idle if b not in shared and b != tail]
+            self.readers.append(Reader(domain, tokens, [*shared, tail], index))
 
     @precondition(lambda self: self.published)
     @rule(data=st.data())
@@ -127,10 +202,14 @@ class PrefixCacheMachine(RuleBasedStateMachine):
             reader = self.readers.pop()
             self.pool.release(reader.block_ids, NOW)
 
+    def forget_dropped(self) -> None:
+        """Tails of which another block holds as much now."""
+        self.idle = [block_id for block_id in self.idle if block_id in self.pool.kept_blocks()]
+
     def give_back(self, reader: Reader) -> None:
         self.pool.release(reader.block_ids, NOW)
         held = {block_id for other in self.readers for block_id in other.block_ids}
-        worth_keeping = set(self.published.values())
+        worth_keeping = self.pool.kept_blocks()
         for block_id in reversed(reader.block_ids):
             if block_id not in held and block_id in worth_keeping:
                 self.idle.append(block_id)
@@ -141,6 +220,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.pool.check_integrity(b for reader in self.readers for b in reader.block_ids)
         assert len(self.cache) == len(self.published)
         assert self.pool.num_cached == len(self.idle)
+        assert set(self.published.values()) <= self.pool.kept_blocks()
 
 
 PrefixCacheMachine.TestCase.settings = settings(
@@ -149,47 +229,28 @@ PrefixCacheMachine.TestCase.settings = settings(
 TestPrefixCache = PrefixCacheMachine.TestCase
 
 
-def test_block_hash_is_sha256_of_its_parent_and_its_little_endian_ids() -> None:
-    first, second = hashes_of("tenant", [1, 2, 300, 70_000, 9])
-    scope = scope_hash("tenant")
-    assert first == hashlib.sha256(scope + struct.pack("<2i", 1, 2)).digest()
-    assert second == hashlib.sha256(first + struct.pack("<2i", 300, 70_000)).digest()
-
-
-def test_block_hashes_are_the_same_when_tokens_come_piece_by_piece() -> None:
-    tokens, hashes = list(range(11)), list[BlockHash]()
-    for length in range(12):
-        extend_hashes(hashes, scope_hash("tenant"), tokens[:length], 4)
-        assert len(hashes) == length // 4
-    assert hashes == hashes_of("tenant", tokens, 4)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [("b", "", b""), ("a", "x", b""), ("a", "", b"x"), ("", "a", b""), ("ax", "", b"")],
-)
-def test_scope_differs_when_anything_that_shapes_a_block_does(
-    other: tuple[str, str, bytes],
-) -> None:
-    assert scope_hash("a", "", b"") != scope_hash(*other)
-    assert scope_hash("a", "x", b"") != scope_hash("ax", "", b"")
+def put(cache: PrefixCache, block_ids: list[BlockId], tokens: list[int]) -> list[BlockHash]:
+    """Full blocks of tokens, published in these blocks; their hashes."""
+    hashes = hashes_of("a", tokens)
+    for index, block_id in enumerate(block_ids):
+        parent = hashes[index - 1] if index else scope_hash("a")
+        cache.publish(hashes[index], block_id, parent, tokens[index * SIZE : (index + 1) * SIZE])
+    return hashes
 
 
 def test_match_is_cut_when_it_may_not_be_longer() -> None:
     pool = BlockPool(3)
-    cache = PrefixCache(pool)
-    hashes, blocks = hashes_of("a", [1] * 6), pool.allocate(3)
-    for block_hash, block_id in zip(hashes, blocks, strict=True):
-        cache.publish(block_hash, block_id)
+    cache, blocks = PrefixCache(pool), pool.allocate(3)
+    hashes = put(cache, blocks, [1] * 3 * SIZE)
     assert cache.match(hashes, 2) == Match(blocks[:2], None)
 
 
 def test_block_stays_what_it_was_when_another_one_holds_the_same_tokens() -> None:
     pool = BlockPool(2)
     cache = PrefixCache(pool)
-    (block_hash,), (first, second) = hashes_of("a", [1, 1]), pool.allocate(2)
-    cache.publish(block_hash, first)
-    assert not cache.publish(block_hash, second)
+    first, second = pool.allocate(2)
+    (block_hash,) = put(cache, [first], [1] * SIZE)
+    assert not cache.publish(block_hash, second, scope_hash("a"), [1] * SIZE)
     pool.release([second], NOW)
     assert (pool.num_free, cache.match([block_hash], 1).block_ids) == (1, [first])
 
@@ -197,20 +258,21 @@ def test_block_stays_what_it_was_when_another_one_holds_the_same_tokens() -> Non
 def test_hash_is_awaited_until_it_is_published_or_given_up() -> None:
     pool = BlockPool(2)
     cache = PrefixCache(pool)
-    first, second = hashes_of("a", [1, 2, 3, 4])
-    cache.start_filling([first, second])
-    cache.publish(first, pool.allocate(1)[0])
-    assert cache.filling == {second}
+    first, second = hashes_of("a", [1] * 2 * SIZE)
+    cache.start_filling([first, second], priority=2)
+    put(cache, pool.allocate(1), [1] * SIZE)
+    assert set(cache.filling) == {second}
     cache.stop_filling([second])
     assert not cache.filling
 
 
 def test_cache_knows_nothing_when_it_is_disabled() -> None:
-    pool = BlockPool(1)
+    pool = BlockPool(2)
     cache = PrefixCache(pool, enabled=False)
-    (block_hash,), blocks = hashes_of("a", [1, 2]), pool.allocate(1)
-    cache.start_filling([block_hash])
+    (block_hash,), (block_id, tail) = hashes_of("a", [1] * SIZE), pool.allocate(2)
+    cache.start_filling([block_hash], priority=2)
     assert not cache.filling
-    assert not cache.publish(block_hash, blocks[0])
-    pool.release(blocks, NOW)
-    assert (pool.num_free, len(cache)) == (1, 0)
+    assert not cache.publish(block_hash, block_id, scope_hash("a"), [1] * SIZE)
+    cache.keep_tail(tail, scope_hash("a"), [1], 1 / SIZE)
+    pool.release([block_id, tail], NOW)
+    assert (pool.num_free, len(cache)) == (2, 0)

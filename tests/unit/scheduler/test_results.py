@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from infermesh.block_hash import extend_hashes, scope_hash
 from infermesh.errors import NumericalError, ProtocolViolation, SlowConsumer
 from infermesh.v1 import shard_service_pb2 as pb
 from infermesh.v1.errors_pb2 import ERROR_REASON_NUMERICAL_ERROR, ErrorDetail
 from services.scheduler.batcher import Batcher, BatcherSettings
 from services.scheduler.ledger import Capacity
-from services.scheduler.prefix_cache import extend_hashes, scope_hash
 from services.scheduler.sequence import FinishReason, Request, Sequence
 from services.scheduler.stats import Stats
 from tests.unit.scheduler.scene import EOS, MODEL, Recorder, submission
@@ -111,9 +111,17 @@ def test_surplus_tokens_never_enter_a_published_block(prompt_len: int) -> None:
     device.send()
     for token_id in (EOS, 55, 55, 55):
         device.answer(token_id)
-    assert device.num_published([*prompt, EOS, 55, 55, 55]) == prompt_len // SIZE
+    # The step behind the last token computes that one; the rest is surplus.
+    full, rest = divmod(prompt_len + 1, SIZE)
+    assert device.num_published([*prompt, EOS, 55, 55, 55]) == full
     ledger = device.batcher.roster.ledger
-    assert len(ledger.cache) == ledger.pool.num_cached == prompt_len // SIZE
+    assert (len(ledger.cache), ledger.pool.num_cached) == (full, full + rest)
+    if rest:
+        hashes: list[Any] = []
+        extend_hashes(hashes, scope_hash("tenant"), prompt, SIZE)
+        part = ledger.cache.find_part(hashes[-1], [EOS, 55])
+        assert part is not None
+        assert part.num_tokens == 1
 
 
 def test_sampled_token_is_published_when_it_is_known_and_withdrawn_when_its_step_fails() -> None:

@@ -10,7 +10,8 @@ from services.scheduler.ledger import Capacity
 from services.scheduler.sequence import FinishReason, Request, Sampling
 from services.scheduler.stats import Stats
 from services.scheduler.steps import encode
-from tests.model_shard import EOS, VOCAB_SIZE, DeviceFault, ModelShard, oracle, uses_penalties
+from tests.model_of_tokens import EOS, VOCAB_SIZE, oracle, uses_penalties
+from tests.model_shard import DeviceFault, ModelShard
 from tests.unit.scheduler.scene import Recorder
 from tests.unit.scheduler.scene import submission as plain_submission
 
@@ -61,7 +62,8 @@ class World:
     def send(self) -> bool:
         step = self.batcher.next_step()
         if step is not None:
-            self.shard.receive(encode(self.epoch, step).SerializeToString())
+            message = encode(self.epoch, step, self.shard.packs_rows)
+            self.shard.receive(message.SerializeToString())
         return step is not None
 
     def answer(self) -> bool:
