@@ -108,16 +108,16 @@ def _decode(
     batch = bucket.num_rows * num_kv_heads
     size = (batch, bucket.padded_len, head_dim)
     query = q[bucket.queries].reshape(batch, group, head_dim).to(_F32) * rules.scale
-    keys = _gather(k_pool.view(-1, head_dim), bucket.gather, scratch).view(size)
+    keys = gather(k_pool.view(-1, head_dim), bucket.gather, scratch).view(size)
     scores = scratch.take("scores", (batch, group, bucket.padded_len), _F32)
     torch.bmm(query, keys.transpose(1, 2), out=scores)
     scores = scores.view(bucket.num_rows, num_kv_heads, group, bucket.padded_len)
-    _cap(scores, rules)
+    cap(scores, rules)
     if bucket.padding is not None:
         scores.masked_fill_(bucket.padding, float("-inf"))
     sinks = None if rules.sinks is None else rules.sinks.view(1, num_kv_heads, group, 1)
     weights = _softmax(scores, sinks).view(batch, group, bucket.padded_len)
-    values = _gather(v_pool.view(-1, head_dim), bucket.gather, scratch).view(size)
+    values = gather(v_pool.view(-1, head_dim), bucket.gather, scratch).view(size)
     return torch.bmm(weights, values).view(bucket.num_rows, num_heads, head_dim)
 
 
@@ -134,8 +134,8 @@ def _prefill(
     head_dim, num_kv_heads = q.shape[2], k_pool.shape[2]
     width = num_kv_heads * head_dim
     size = (-1, num_kv_heads, head_dim)
-    keys = _gather(k_pool.view(-1, width), row.gather, scratch, "keys").view(size)
-    values = _gather(v_pool.view(-1, width), row.gather, scratch, "values").view(size)
+    keys = gather(k_pool.view(-1, width), row.gather, scratch, "keys").view(size)
+    values = gather(v_pool.view(-1, width), row.gather, scratch, "values").view(size)
     for chunk in row.chunks:
         part = slice(chunk.start, chunk.start + chunk.num_queries)
         seen = slice(chunk.key_start, chunk.key_end)
@@ -159,7 +159,7 @@ def _chunk(
     scores = scratch.take("scores", (num_kv_heads, group * num_queries, num_keys), _F32)
     torch.bmm(query, keys.permute(1, 2, 0), out=scores)
     scores = scores.view(num_kv_heads, group, num_queries, num_keys)
-    _cap(scores, rules)
+    cap(scores, rules)
     if chunk.future is not None:
         scores[..., num_keys - num_queries :].masked_fill_(chunk.future, float("-inf"))
     if chunk.past is not None:
@@ -171,7 +171,7 @@ def _chunk(
     return mixed.reshape(num_queries, num_heads, head_dim)
 
 
-def _gather(
+def gather(
     pool: torch.Tensor, index: torch.Tensor, scratch: Scratch, name: str = "gathered"
 ) -> torch.Tensor:
     """Rows of the pool as float32, in scratch memory."""
@@ -182,7 +182,7 @@ def _gather(
     return scratch.take(name, (len(index), pool.shape[1]), _F32).copy_(rows)
 
 
-def _cap(scores: torch.Tensor, rules: ScoreRules) -> None:
+def cap(scores: torch.Tensor, rules: ScoreRules) -> None:
     if rules.softcap is not None:
         scores.div_(rules.softcap).tanh_().mul_(rules.softcap)
 

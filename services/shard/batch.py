@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,4 +65,19 @@ def pack(rows: Sequence[ActiveRow], block_tables: Ints, block_size: int) -> Batc
         sampled=sampled,
         logit_indices=ends[sampled] - 1,
         long_rope=np.array(is_long)[row_of_token] if any(is_long) else None,
+    )
+
+
+def padded(batch: Batch, multiple: int) -> Batch:
+    """The batch with tokens that belong to no row, up to a multiple of them, and the same for the
+    rows of logits. `token_slots` stays as it is: what is not a row's has no place in the pool."""
+    room = -len(batch.token_ids) % multiple
+    spare = -len(batch.logit_indices) % multiple
+    long = batch.long_rope
+    return replace(
+        batch,
+        token_ids=np.pad(batch.token_ids, (0, room)),
+        positions=np.pad(batch.positions, (0, room)),
+        logit_indices=np.pad(batch.logit_indices, (0, spare)),
+        long_rope=None if long is None else np.pad(long, (0, room)),
     )

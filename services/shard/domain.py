@@ -108,6 +108,8 @@ class Step:
     block_copies: Sequence[tuple[BlockId, BlockId]] = ()
     new_sequences: Sequence[NewSequence] = ()
     rows: Sequence[Row] = ()
+    # The first of its rows that came as slots alone.
+    num_decodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class StepOutcome:
     step_id: StepId
     rows: Sequence[RowOutcome]
     timings: Timings
+    # The step's.
+    num_decodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,7 @@ class LoadSpec:
     max_num_seqs: int = 64
     max_batch_tokens: int = 512
     num_blocks: int = 0
+    quantize: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,8 @@ class Manifest:
     created_unix_s: int
     # Sequences of more tokens use other rotary tables; 0: one for all lengths.
     rope_switch_len: int = 0
+    # "int8", "int4-g32"; empty: weights are as stored, or cast
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class Host:
     device: torch.device
     cpu_capability: str
     available_bytes: int
+    # Ours widen bfloat16 in registers, on any processor.
+    has_kernels: bool = False
 
 
 def choose_dtype(asked: str, stored: str, num_parameters: int, host: Host) -> torch.dtype:
@@ -52,7 +54,8 @@ def choose_dtype(asked: str, stored: str, num_parameters: int, host: Host) -> to
     if name == "float16":
         _log.warning("float16 is served as float32 on a CPU")
         return torch.float32
-    if name == "bfloat16" and host.cpu_capability in _WITHOUT_BFLOAT16:
+    is_slow = host.cpu_capability in _WITHOUT_BFLOAT16 and not host.has_kernels
+    if name == "bfloat16" and is_slow:
         fits = num_parameters * torch.float32.itemsize <= host.available_bytes * _LARGEST_SHARE
         if asked == "auto" and fits:
             _log.info("bfloat16 weights are served as float32: this CPU is faster with them")

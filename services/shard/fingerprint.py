@@ -68,16 +68,24 @@ def fingerprint(
     dtype: str,
     tokenizer: bytes,
     eos_token_ids: Sequence[int],
+    arithmetic: str = "",
+    quantization: str = "",
 ) -> str:
-    """One hash over everything that decides which tokens come out, and where they end."""
-    parts = {
+    """One hash over everything that decides which tokens come out, and where they end.
+
+    Args:
+        arithmetic: how it is computed, in deterministic mode, where equals must agree in each bit.
+    """
+    parts: dict[str, object] = {
         "weights": list(weights),
         "config": _digest(config),
         "dtype": dtype,
-        "quantization": "",
+        "quantization": quantization,
         "tokenizer": _digest(tokenizer),
         "eos": sorted(eos_token_ids),
     }
+    if arithmetic:
+        parts["deterministic"] = arithmetic
     return _digest(json.dumps(parts, sort_keys=True).encode())
 
 

@@ -6,6 +6,7 @@ transformers owns the model code; ours is the attention, registered under the na
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,19 @@ from transformers import AttentionInterface
 
 from services.shard.attention import ScoreRules, attend
 from services.shard.attention_plan import AttentionLayout
-from services.shard.batch import Batch
+from services.shard.batch import Batch, padded
+from services.shard.kernels.library import Library
+from services.shard.kernels.paged import DTYPES, PagedAttention, PagedRows
 from services.shard.kv_pool import KvPool
 from services.shard.rope import PerSequenceRope
 from services.shard.scratch import Scratch
+from services.shard.tiled_attention import TiledLayout, attend_tiled
+from services.shard.tiles import TILE
 
 ATTENTION_NAME = "infermesh_paged"
+
+# (q, k_pool, v_pool, rules, sliding window) → mixed values; see attention.attend
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ScoreRules, int | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +36,19 @@ class PagedContext:
     """What every layer's attention needs in one step; travels through the model's kwargs."""
 
     pool: KvPool
-    layout: AttentionLayout
+    attend: Attend
     token_slots: torch.Tensor
-    scratch: Scratch
+    kernels: PagedAttention | None = None
+    # Where there are kernels: the step's rows as they read them.
+    rows: PagedRows | None = None
+
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """K and V [num_tokens, num_kv_heads, head_dim] of the step's tokens go into the pool."""
+        if self.kernels is None:
+            self.pool.write(layer, self.token_slots, keys, values)
+        else:
+            pools = (self.pool.keys[layer], self.pool.values[layer])
+            self.kernels.write(*pools, self.token_slots, keys, values)
 
 
 def paged_attention_forward(
@@ -53,17 +71,13 @@ def paged_attention_forward(
         raise AssertionError("a mask was built for packed sequences")
     layer: int = module.layer_idx
     pool = paged.pool
-    pool.write(layer, paged.token_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    num_stored = len(paged.token_slots)
+    keys, values = (state[0].transpose(0, 1)[:num_stored] for state in (key, value))
+    paged.store(layer, keys, values)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attend(
-        query[0].transpose(0, 1),
-        pool.keys[layer],
-        pool.values[layer],
-        paged.layout,
-        ScoreRules(scale, softcap, s_aux),
-        sliding_window,
-        paged.scratch,
-    )
+    rules = ScoreRules(scale, softcap, s_aux)
+    pools = (pool.keys[layer], pool.values[layer])
+    out = paged.attend(query[0].transpose(0, 1), *pools, rules, sliding_window)
     return out.unsqueeze(0), None
 
 
@@ -73,7 +87,13 @@ def register() -> None:
 
 
 class ForwardPass:
-    """One loaded model and its KV pool."""
+    """One loaded model and its KV pool.
+
+    Args:
+        tiled: the model's products are in tiles (see `tiles`); so are its tokens, its logits and
+            its attention then, and a row's logits depend on that row alone, bit for bit.
+        kernels: compiled ones, used where they take the pool's type and device.
+    """
 
     def __init__(
         self,
@@ -82,6 +102,8 @@ class ForwardPass:
         num_heads: int,
         device: torch.device,
         rope: PerSequenceRope | None = None,
+        tiled: bool = False,
+        kernels: Library | None = None,
     ) -> None:
         self._model = model
         self._rope = rope
@@ -89,33 +111,84 @@ class ForwardPass:
         self._num_heads = num_heads
         self._device = device
         self._scratch = Scratch(device)
+        self._tiled = tiled
+        dtype = pool.keys[0].dtype
+        usable = device.type == "cpu" and not tiled and dtype in DTYPES
+        self._kernels = PagedAttention(kernels, dtype) if kernels and usable else None
+        # Of the last pass: [1, tokens and padding, hidden_size].
+        self._states: torch.Tensor | None = None
+        # The model without its head.
+        self._decoder = getattr(model, model.base_model_prefix)
+        self._decoder.register_forward_hook(self._keep_states)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """[sampled rows, vocab_size], in the order of `batch.sampled`, in the model's type."""
-        keys = self._pool.keys[0]
-        layout = AttentionLayout(
-            batch.block_tables,
-            batch.query_lens,
-            batch.context_lens,
-            keys.shape[1],
-            self._num_heads,
-            keys.shape[2],
-            keys.shape[3],
-            self._device,
-        )
+        """[sampled rows, vocab_size], in the order of `batch.sampled`, in the model's type; [0, 0]
+        where no row samples, and the head is not computed at all."""
+        if self._tiled:
+            batch = padded(batch, TILE)
         # One transfer for everything that is one integer per token.
-        packed = torch.from_numpy(
-            np.stack((batch.token_ids, batch.positions, batch.token_slots))
-        ).to(self._device)
-        paged = PagedContext(self._pool, layout, packed[2], self._scratch)
+        packed = torch.from_numpy(np.stack((batch.token_ids, batch.positions))).to(self._device)
+        token_slots = torch.from_numpy(batch.token_slots).to(self._device)
         if self._rope is not None:
             self._rope.choose(batch, self._device)
-        output = self._model(
-            input_ids=packed[0:1],
-            position_ids=packed[1:2],
-            use_cache=False,
-            logits_to_keep=torch.from_numpy(batch.logit_indices).to(self._device),
-            paged=paged,
-        )
-        logits: torch.Tensor = output.logits[0]
+        rows = None
+        if self._kernels is not None:
+            rows = PagedRows.of(batch.block_tables, batch.query_lens, batch.context_lens)
+        attend = self._attend(batch, rows)
+        inputs = {
+            "input_ids": packed[0:1],
+            "position_ids": packed[1:2],
+            "use_cache": False,
+            "paged": PagedContext(self._pool, attend, token_slots, self._kernels, rows),
+        }
+        if not batch.sampled:  # chunks of prompts: only what they leave in the pool counts
+            self._decoder(**inputs)
+            return torch.empty(0, 0, device=self._device)
+        kept = torch.from_numpy(batch.logit_indices).to(self._device)
+        output = self._model(**inputs, logits_to_keep=kept)
+        logits: torch.Tensor = output.logits[0, : len(batch.sampled)]
         return logits
+
+    def broken_rows(self, batch: Batch) -> list[int]:
+        """Packed rows of the last pass in which any token's state is no finite number.
+
+        A row's logits tell of its last token alone, and a NaN reaches tokens before it: masked, it
+        has weight 0, and 0 times NaN is NaN. Blocks before the one that caused it hold NaN then.
+        Rows of one sampled token are left out: their logits say it.
+        """
+        states, self._states = self._states, None
+        assert states is not None
+        asked = np.ones(len(batch.query_lens), dtype=bool)
+        asked[batch.sampled] = batch.query_lens[batch.sampled] > 1
+        if not asked.any():
+            return []
+        ends = np.cumsum(batch.query_lens)
+        # A sum is finite where all terms are.
+        sums = states[0, : int(ends[-1])].sum(dim=-1, dtype=torch.float32)
+        finite = torch.isfinite(sums).cpu().numpy()
+        whole = np.logical_and.reduceat(finite, ends - batch.query_lens)
+        found: list[int] = np.flatnonzero(asked & ~whole).tolist()
+        return found
+
+    def _keep_states(self, module: Any, args: Any, output: Any) -> None:
+        self._states = output.last_hidden_state
+
+    def _attend(self, batch: Batch, compiled_rows: PagedRows | None) -> Attend:
+        """Attention of this step's rows."""
+        _, block_size, num_kv_heads, head_dim = self._pool.keys[0].shape
+        if self._kernels is not None and compiled_rows is not None:
+            compiled = self._kernels.attend
+            return lambda q, keys, values, rules, window: compiled(
+                q, keys, values, compiled_rows, rules, window
+            )
+        rows = (batch.block_tables, batch.query_lens, batch.context_lens, block_size)
+        scratch = self._scratch
+        if self._tiled:
+            tiles = TiledLayout(*rows, num_kv_heads, head_dim)
+            return lambda q, keys, values, rules, window: attend_tiled(
+                q, keys, values, tiles, rules, window, scratch
+            )
+        layout = AttentionLayout(*rows, self._num_heads, num_kv_heads, head_dim, self._device)
+        return lambda q, keys, values, rules, window: attend(
+            q, keys, values, layout, rules, window, scratch
+        )

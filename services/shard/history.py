@@ -36,7 +36,8 @@ class TokenHistory:
 
     def append(self, token: int) -> None:
         """Counts one output token."""
-        self._counts[self._find(token)] += 1.0
+        place = self._find(token)  # first: it may replace the arrays by larger ones
+        self._counts[place] += 1.0
 
     def _find(self, token: int) -> int:
         place = self._index.get(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
@@ -40,6 +41,14 @@ def available_memory_bytes() -> int:
     return available
 
 
+def processor_name() -> str:
+    """As the kernel has it; the architecture where it has none."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def prepare_process() -> None:
     """Settings of the C libraries beneath torch; to be called before torch is imported."""
     # Threads that spin at OpenMP's barriers make a step 40 times slower once another process wants
@@ -68,6 +77,30 @@ def _keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
         mallopt(m_mmap_threshold, 1 << 30)
         mallopt(m_arena_max, 1)
+
+
+def release_freed_memory() -> None:
+    """Returns what is freed to the system once, in spite of `prepare_process`: after a load, what
+    only the load needed. Does nothing on another C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class Releaser:
+    """Returns freed memory now and then while much is allocated to stay and more to go: else what
+    stays lies between holes, and the heap grows as large as all of it together."""
+
+    def __init__(self, every_bytes: int = 32 << 20) -> None:
+        self._every_bytes = every_bytes
+        self._since_bytes = 0
+
+    def freed(self, num_bytes: int) -> None:
+        """So much was freed, or was temporary."""
+        self._since_bytes += num_bytes
+        if self._since_bytes >= self._every_bytes:
+            self._since_bytes = 0
+            release_freed_memory()
 
 
 def _read(path: Path) -> str:

@@ -36,20 +36,18 @@ class KvPool:
 
     def __init__(self, shape: KvShape, num_blocks: int, device: torch.device) -> None:
         """Raises OutOfMemory where the device can't hold it."""
-        size = (num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
+        count = shape.num_layers
+        size = (2 * count, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
         try:
-            self.keys, self.values = (
-                [
-                    torch.empty(size, dtype=shape.dtype, device=device)
-                    for _ in range(shape.num_layers)
-                ]
-                for _ in range(2)
-            )
+            # In one piece: a copy of blocks is one read and one write for all layers.
+            self._memory = torch.empty(size, dtype=shape.dtype, device=device)
         except RuntimeError as exc:  # torch.OutOfMemoryError on CUDA, RuntimeError on CPU
             raise OutOfMemory(
                 f"no memory on {device} for {num_blocks} KV blocks "
                 f"({num_blocks * shape.block_bytes >> 20} MiB)"
             ) from exc
+        layers = list(self._memory)
+        self.keys, self.values = layers[:count], layers[count:]
 
     def write(
         self, layer: int, token_slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -62,8 +60,7 @@ class KvPool:
         """Copies whole blocks in all layers, in order: a destination may be a later source."""
         for batch in independent_batches(pairs):
             source, destination = torch.tensor(batch, device=self.keys[0].device).T
-            for pool in (*self.keys, *self.values):
-                pool.index_copy_(0, destination, pool.index_select(0, source))
+            self._memory.index_copy_(1, destination, self._memory.index_select(1, source))
 
 
 def independent_batches(

@@ -15,6 +15,7 @@ from services.shard.engine import LoadedModel
 from services.shard.fingerprint import WeightHashes, fingerprint
 from services.shard.manifest import make_manifest
 from services.shard.model_files import TOKENIZER_NAME, ModelFiles, read_model_files
+from services.shard.quantization import Scheme, served_scheme
 from services.shard.residency import Report
 from services.shard.source import Source, resolve
 from services.shard.supported import check_supported
@@ -40,10 +41,11 @@ def load_model(spec: LoadSpec, config: ShardConfig, report: Report) -> LoadedMod
     if simulate:
         return _simulated(spec, config, source, files)
     check_supported(files.config)
+    scheme = served_scheme(spec.quantize, files.config)
     checkpoint = read_checkpoint(source.directory) if with_weights else None
     hashes = WeightHashes(checkpoint.files if checkpoint else ())
     try:
-        return _torch(spec, config, source, files, checkpoint, hashes, report)
+        return _torch(spec, config, source, files, checkpoint, scheme, hashes, report)
     finally:
         hashes.cancel()
 
@@ -62,6 +64,7 @@ def _simulated(
             "simulated",
             files.tokenizer,
             files.eos_token_ids,
+            "simulated" if config.deterministic else "",
         ),
         dtype="simulated",
         max_model_len=sized.max_model_len,
@@ -84,21 +87,27 @@ def _torch(
     source: Source,
     files: ModelFiles,
     checkpoint: Checkpoint | None,
+    scheme: Scheme | None,
     hashes: WeightHashes,
     report: Report,
 ) -> LoadedModel:
     report(Progress("importing torch"))
-    from services.shard import torch_loading
+    from services.shard import footprint, torch_loading
 
-    loader = torch_loading.TorchLoader(config.device, config.num_threads, config.local_shards)
-    dtype = loader.choose_dtype(spec, files, checkpoint)
+    loader = torch_loading.TorchLoader(
+        config.device, config.num_threads, config.local_shards, config.deterministic
+    )
+    if config.kernels == "auto":
+        loader.use_kernels(config.kernels_dir, lambda: report(Progress("compiling kernels")))
+    dtype = loader.choose_dtype(spec, files, checkpoint, scheme)
     progress = _Bytes(report, checkpoint)
-    model = loader.build(files, checkpoint, dtype, progress.add)
+    model = loader.build(files, checkpoint, dtype, progress.add, scheme)
     progress.stage("allocating the KV cache")
     engine, sized = loader.engine(model, spec, files, dtype)
     progress.stage("hashing weights")
     weights = hashes.wait() or [("dummy", "1")]
-    num_parameters = torch_loading.num_parameters(model)
+    num_parameters, weight_bytes = footprint.footprint(model)
+    quantization = str(scheme or "")
     manifest = make_manifest(
         spec,
         source,
@@ -109,11 +118,14 @@ def _torch(
             torch_loading.dtype_name(dtype),
             files.tokenizer,
             files.eos_token_ids,
+            loader.arithmetic,
+            quantization,
         ),
         dtype=torch_loading.dtype_name(dtype),
         max_model_len=sized.max_model_len,
         num_parameters=num_parameters,
-        weight_bytes=num_parameters * dtype.itemsize,
+        weight_bytes=weight_bytes,
+        quantization=quantization,
         rope_switch_len=engine.rope_switch_len,
     )
     return LoadedModel(

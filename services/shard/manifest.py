@@ -20,6 +20,7 @@ def make_manifest(
     num_parameters: int,
     weight_bytes: int,
     rope_switch_len: int = 0,
+    quantization: str = "",
 ) -> Manifest:
     """The manifest of a model that was loaded just now."""
     return Manifest(
@@ -27,6 +28,7 @@ def make_manifest(
         model_fingerprint=fingerprint,
         architecture=str(files.config.get("model_type", "")),
         dtype=dtype,
+        quantization=quantization,
         max_model_len=max_model_len,
         vocab_size=files.vocab_size,
         eos_token_ids=files.eos_token_ids,

@@ -28,6 +28,8 @@ _REPORT_INTERVAL_S = 0.05
 _log = logs.get(__name__)
 _load_seconds = metrics.gauge("model_load_seconds", "How long the last model load took.")
 
+_weight_bytes = metrics.gauge("shard_weight_bytes", "Bytes of weights on the device.")
+
 
 class LoadState(enum.Enum):
     """Where the model is."""
@@ -126,11 +128,13 @@ class Residency:
             return
         _load_seconds.set(took_s)
         manifest = model.manifest
+        _weight_bytes.set(manifest.weight_bytes)
         _log.info(
             "model loaded",
             extra={
                 "model_id": manifest.model_id,
                 "dtype": manifest.dtype,
+                "quantization": manifest.quantization,
                 "num_parameters": manifest.num_parameters,
                 "num_blocks": model.capacity.num_blocks,
                 "seconds": round(took_s, 3),

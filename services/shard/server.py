@@ -76,7 +76,8 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         self, requests: AsyncIterator[pb.ExecuteRequest], context: Any
     ) -> AsyncIterator[pb.ExecuteResponse]:
         """The step stream: opens an epoch, then answers each step in order."""
-        session = await self._open(requests)
+        opening = await _opening(requests)
+        session = await self._streams.open(Epoch(opening.epoch), opening.window)
         # Also where the client is gone while a response is being sent: no step of it runs then.
         context.add_done_callback(lambda _: session.close())
         reader = self._tasks.create_task(_read(requests, session), name="step-reader")
@@ -86,17 +87,18 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
                 raise AssertionError("an epoch was opened without a model")
             yield wire.opened(session.epoch, self._streams.incarnation, model.capacity)
             async for outcome in session.outcomes():
-                yield wire.step_result(outcome)
+                yield wire.step_result(outcome, opening.packs_rows)
         finally:
             session.close()
             reader.cancel()
 
-    async def _open(self, requests: AsyncIterator[pb.ExecuteRequest]) -> EpochSession:
-        async for request in requests:
-            if request.WhichOneof("kind") != "open":
-                break
-            return await self._streams.open(Epoch(request.open.epoch), request.open.window)
-        raise ProtocolViolation("the first message of a step stream must be `open`")
+
+async def _opening(requests: AsyncIterator[pb.ExecuteRequest]) -> pb.OpenEpoch:
+    async for request in requests:
+        if request.WhichOneof("kind") != "open":
+            break
+        return request.open
+    raise ProtocolViolation("the first message of a step stream must be `open`")
 
 
 async def _read(requests: AsyncIterator[pb.ExecuteRequest], session: EpochSession) -> None:

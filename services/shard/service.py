@@ -12,6 +12,7 @@ from infermesh import rpc
 from infermesh.config import ShardConfig
 from infermesh.v1 import shard_service_pb2_grpc as pb_grpc
 from services.shard.domain import LoadSpec
+from services.shard.pulse import Pulse
 from services.shard.residency import Report, Residency
 from services.shard.server import SERVICE_NAME, ShardServicer
 from services.shard.sessions import StepStreams
@@ -33,8 +34,12 @@ class ShardService:
         self._worker = Worker()
         self._residency = Residency(self._worker, self._load)
         self._streams = StepStreams(self._worker, self._residency)
+        self._pulse = Pulse(self._worker, config)
+        self._pulse_changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._health: rpc.HealthHandle | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._is_draining = False
         self.address = config.address
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -48,10 +53,15 @@ class ShardService:
         self.address = rpc.bind(server, self._config.address)
         await server.start()
         await self._health.set_serving(True)
+        self._background = [
+            tasks.create_task(self._pulse.watch(self._pulse_changed.set)),
+            tasks.create_task(self._report_health(self._health)),
+        ]
 
     async def drain(self, grace_s: float) -> None:
         """Opens no new stream and lets the scheduler finish on the one it has."""
         self._streams.drain()
+        self._is_draining = True
         if self._health is not None:
             await self._health.set_serving(False)
         with contextlib.suppress(TimeoutError):
@@ -60,6 +70,8 @@ class ShardService:
 
     async def stop(self) -> None:
         """Ends streams, closes the socket and the worker."""
+        for task in self._background:
+            task.cancel()
         self._streams.close()
         if self._server is not None:
             await self._server.stop(grace=_STOP_S)
@@ -68,6 +80,14 @@ class ShardService:
     def announce(self) -> dict[str, str]:
         """The bound address."""
         return {"address": self.address}
+
+    async def _report_health(self, health: rpc.HealthHandle) -> None:
+        """An orchestrator's liveness probe shall see a worker that hangs."""
+        while True:
+            await self._pulse_changed.wait()
+            self._pulse_changed.clear()
+            if not self._is_draining:
+                await health.set_serving(not self._pulse.is_wedged)
 
     def _load(self, spec: LoadSpec, report: Report) -> LoadedModel:
         # numpy, and torch behind it, are imported in the worker: Describe answers before that.

@@ -73,7 +73,8 @@ class EpochSession:
         """
         self._state.accept(step)
         self.last_active_s = time.monotonic()
-        self._worker.submit(lambda: self._execute(step))
+        num_tokens = sum(row.num_tokens for row in step.rows)
+        self._worker.submit(lambda: self._execute(step), num_tokens)
 
     def half_close(self) -> None:
         """No more steps will come: the stream ends after the outcomes of those in flight."""

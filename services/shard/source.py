@@ -9,7 +9,7 @@ from pathlib import Path
 from infermesh.errors import InvalidRequest, ModelLoadFailed
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 _WEIGHTS = ("*.safetensors",)
 # The same weights again, as their authors' own libraries read them.
 _COPIES = ("consolidated*", "original/*")
@@ -56,7 +56,7 @@ def _download(model: str, with_weights: bool) -> Source:
 
     disable_progress_bars()
     name, _, revision = model.partition("@")
-    patterns = [*_FILES, *(_WEIGHTS if with_weights else ())]
+    patterns = [*FILES, *(_WEIGHTS if with_weights else ())]
     try:
         directory = snapshot_download(
             name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from services.shard.containment import ContainedEngine
 from services.shard.domain import RowOutcome, RowStatus, Step, StepOutcome, Timings
 from services.shard.engine import Draw, LoadedModel
 from services.shard.slots import ActiveRow, SlotTable
@@ -17,7 +18,7 @@ class StepRunner:
     """Executes steps in the order given; lives in the worker thread."""
 
     def __init__(self, model: LoadedModel, now_s: Callable[[], float] = time.perf_counter) -> None:
-        self._engine = model.engine
+        self._engine = ContainedEngine(model.engine)
         self._now_s = now_s
         self.num_executed = 0
         self._spans = SequenceSpans()
@@ -56,6 +57,7 @@ class StepRunner:
             step.step_id,
             [outcome for outcome in outcomes if outcome is not None],
             Timings(_us(idle_s), _us(self._now_s() - start_s), _us(sample_s)),
+            step.num_decodes,
         )
 
     def _settle(self, row: ActiveRow, draw: Draw) -> RowOutcome:

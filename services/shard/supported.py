@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infermesh.errors import UnsupportedModel
+from services.shard.quantization import stored_scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
             f"model_type {model_type!r} is not supported; supported are {', '.join(MODEL_TYPES)}"
         )
     _check_class(config, architecture)
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise UnsupportedModel(f"the checkpoint is quantized ({method}), which is not supported")
+    stored_scheme(config)
     for field, what in _UNSERVED:
         if config.get(field):
             raise UnsupportedModel(f"this {model_type} model {what} ({field})")

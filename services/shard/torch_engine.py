@@ -9,22 +9,37 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infermesh.errors import NumericalError
+from infermesh.telemetry import metrics
 from services.shard.batch import pack
 from services.shard.domain import BlockId
 from services.shard.engine import Computed, Draw
 from services.shard.forward import ForwardPass
+from services.shard.kernels.library import Library
+from services.shard.kernels.sampling import SamplingKernel
 from services.shard.kv_pool import KvPool
 from services.shard.sampler import sample
 from services.shard.slots import ActiveRow
+
+_sampled_rows = metrics.counter(
+    "shard_sampled_rows_total", "Tokens drawn, by the C++ kernel or by torch.", ("by",)
+)
 
 
 class TorchEngine:
     """Implements Engine over one model and its KV pool; lives in the worker thread."""
 
     def __init__(
-        self, forward: ForwardPass, pool: KvPool, block_size: int, rope_switch_len: int = 0
+        self,
+        forward: ForwardPass,
+        pool: KvPool,
+        block_size: int,
+        rope_switch_len: int = 0,
+        kernels: Library | None = None,
     ) -> None:
         self._forward = forward
+        self._kernel = None if kernels is None else SamplingKernel(kernels)
+        self._sampled_rows = _sampled_rows.labels("torch" if kernels is None else "kernel")
         self._pool = pool
         self._block_size = block_size
         # See Manifest.
@@ -41,10 +56,16 @@ class TorchEngine:
         draws = [Draw()] * len(rows)
         with torch.inference_mode():
             logits = self._forward.logits(batch)
-            if not batch.sampled:
-                return Computed(draws)
+            broken = self._forward.broken_rows(batch)
             start_s = time.perf_counter()
             sampled = [batch.order[i] for i in batch.sampled]
-            for i, draw in zip(sampled, sample(logits, [rows[i] for i in sampled]), strict=True):
-                draws[i] = draw
-        return Computed(draws, time.perf_counter() - start_s)
+            if sampled:
+                drawn = sample(logits, [rows[i] for i in sampled], self._kernel)
+                self._sampled_rows.inc(len(sampled))
+                for i, draw in zip(sampled, drawn, strict=True):
+                    draws[i] = draw
+            sample_s = time.perf_counter() - start_s
+        for i in broken:
+            error = NumericalError("the model gave NaN or infinite states for this sequence")
+            draws[batch.order[i]] = Draw(error=error)
+        return Computed(draws, sample_s)

@@ -6,6 +6,8 @@ Imports torch and transformers; imported in the worker thread on Load, and nowhe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,42 +15,103 @@ import transformers
 from torch import nn
 
 from infermesh.errors import InvalidRequest, MeshError, ModelLoadFailed
-from services.shard import dtypes, sizing
+from infermesh.telemetry import logs
+from services.shard import dtypes, sizing, tiles
 from services.shard.checkpoint import Checkpoint
 from services.shard.domain import LoadSpec
+from services.shard.footprint import footprint
 from services.shard.forward import ATTENTION_NAME, ForwardPass, register
-from services.shard.host import available_memory_bytes, num_threads, physical_cores
+from services.shard.host import (
+    available_memory_bytes,
+    num_threads,
+    physical_cores,
+    processor_name,
+    release_freed_memory,
+)
+from services.shard.kernels.compiling import CannotCompile
+from services.shard.kernels.library import Library
+from services.shard.kernels.library import load as load_kernels
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
+from services.shard.quantization import Scheme, stored_scheme
+from services.shard.quantized_checkpoint import load_codes
+from services.shard.quantized_layers import pack_codes
+from services.shard.quantizing import Quantizer
 from services.shard.rope import install as install_rope
+from services.shard.surgery.operation import operate
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
+DEFAULT_FOLDER = "~/.cache/infermesh/kernels"
+_log = logs.get(__name__)
 _STORED = {"F32": "float32", "F64": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class TorchLoader:
     """Builds one engine; the caller wraps it with files, hashes and manifest."""
 
-    def __init__(self, device: str, fixed_threads: int, local_shards: int) -> None:
-        """Raises InvalidRequest for a device that is not here."""
+    def __init__(
+        self, device: str, fixed_threads: int, local_shards: int, deterministic: bool = False
+    ) -> None:
+        """Raises InvalidRequest for a device that is not here, or not proven deterministic."""
         self._fixed_threads = fixed_threads
         self._local_shards = local_shards
         torch.set_num_threads(fixed_threads or max(1, physical_cores() // local_shards))
         self.device = choose_device(device)
+        self._deterministic = deterministic
+        if deterministic and self.device.type != "cpu":
+            raise InvalidRequest(
+                f"deterministic mode is proven on a CPU alone, and the device is {self.device}: "
+                "choose the device cpu, or go without the mode"
+            )
+        # None where there are none, or none are wanted.
+        self.kernels: Library | None = None
+        # What beside the model decides its bits; empty where nothing is promised of them.
+        self.arithmetic = ""
+
+    def use_kernels(self, folder: str, on_compile: Callable[[], None]) -> None:
+        """Compiles or finds the C++ kernels for this processor; says what it costs to lack them.
+
+        Deterministic mode has its own arithmetic, and CUDA its own kernels.
+        """
+        if self.device.type != "cpu" or self._deterministic:
+            return
+        try:
+            self.kernels = load_kernels(Path(folder or DEFAULT_FOLDER).expanduser(), on_compile)
+        except (CannotCompile, RuntimeError) as exc:  # the second: nobody's home is known
+            _log.warning(
+                "no C++ kernels: torch computes a token in up to several times the time",
+                extra={"reason": str(exc)},
+            )
 
     def choose_dtype(
-        self, spec: LoadSpec, files: ModelFiles, checkpoint: Checkpoint | None
+        self,
+        spec: LoadSpec,
+        files: ModelFiles,
+        checkpoint: Checkpoint | None,
+        scheme: Scheme | None = None,
     ) -> torch.dtype:
-        """See `dtypes`. Raises InvalidRequest."""
-        declared = files.config.get("dtype") or files.config.get("torch_dtype")
-        first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
-        stored = declared or (_STORED.get(first.dtype) if first else None) or "float32"
-        stored = str(stored).removeprefix("torch.")
+        """See `dtypes`; of codes it is the type of what is computed between them.
+
+        Raises InvalidRequest.
+        """
+        stored = _stored_dtype(files, checkpoint)
+        if scheme is not None and self.device.type != "cpu":
+            raise InvalidRequest("quantize is for CPUs", param="quantize")
+        if scheme is not None and self._deterministic:
+            raise InvalidRequest(
+                "deterministic mode is not proven with quantized weights: go without one of them",
+                param="quantize",
+            )
         host = dtypes.Host(
-            self.device, torch.backends.cpu.get_cpu_capability(), available_memory_bytes()
+            self.device,
+            torch.backends.cpu.get_cpu_capability(),
+            available_memory_bytes(),
+            self.kernels is not None,
         )
-        size = 0 if spec.dtype != "auto" else num_parameters(_meta_model(files, torch.float32))
+        # codes take the same room beside either type
+        auto = spec.dtype == "auto" and scheme is None
+        size = num_parameters(meta_model(files, torch.float32)) if auto else 0
         return dtypes.choose_dtype(spec.dtype, stored, size, host)
 
     def build(
@@ -57,37 +120,54 @@ class TorchLoader:
         checkpoint: Checkpoint | None,
         dtype: torch.dtype,
         on_bytes: Callable[[int], None],
+        scheme: Scheme | None = None,
     ) -> nn.Module:
         """The model on the device, with its weights; dummy ones without a checkpoint.
+
+        Args:
+            scheme: how weights are quantized, or were where the checkpoint says so.
 
         Raises:
             ModelLoadFailed, OutOfMemory, UnsupportedModel
         """
-        model = _meta_model(files, dtype)
-        tied = _tied(model)
+        model = meta_model(files, dtype)
+        tied = tied_parameters(model)
+        quantize = None if scheme is None else partial(Quantizer, model, scheme, tied, dtype)
         with torch.no_grad():
             if checkpoint is None:
                 std = float(getattr(model.config, "initializer_range", 0.02))
-                dummy_weights(model, tied, std, dtype, self.device, on_bytes)
+                dummy_weights(model, tied, std, dtype, self.device, on_bytes, quantize)
+            elif quantize is not None and stored_scheme(files.config) is not None:
+                load_codes(model, checkpoint, tied, dtype, on_bytes, quantize)
             else:
-                load_weights(model, checkpoint, tied, dtype, self.device, on_bytes)
+                load_weights(model, checkpoint, tied, dtype, self.device, on_bytes, quantize)
             _fill_buffers(model, self.device)
         model.eval()
+        if self.kernels is not None:
+            operate(model, self.kernels)
+        else:
+            pack_codes(model)
+        if scheme is not None:
+            release_freed_memory()
         return model  # type: ignore[no-any-return]
 
     def engine(
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
         """The engine with its KV pool. Raises OutOfMemory or UnsupportedModel."""
-        weight_bytes = num_parameters(model) * dtype.itemsize
-        torch.set_num_threads(self._fixed_threads or num_threads(weight_bytes, self._local_shards))
+        _, weight_bytes = footprint(model)
+        threads = self._fixed_threads or num_threads(weight_bytes, self._local_shards)
+        torch.set_num_threads(threads)
+        if self._deterministic:
+            tiles.install(model, threads)
+            self.arithmetic = _arithmetic(threads)
         config: Any = model.config
         shape = KvShape(
             config.num_hidden_layers,
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             spec.block_size,
-            dtype,
+            dtype if self.kernels is None else torch.float32,
         )
         sized = sizing.size(
             spec,
@@ -97,9 +177,17 @@ class TorchLoader:
         )
         pool = KvPool(shape, sized.capacity.num_blocks, self.device)
         rope = install_rope(model)
-        forward = ForwardPass(model, pool, config.num_attention_heads, self.device, rope)
+        forward = ForwardPass(
+            model,
+            pool,
+            config.num_attention_heads,
+            self.device,
+            rope,
+            self._deterministic,
+            self.kernels,
+        )
         switch_len = rope.switch_len if rope else 0
-        return TorchEngine(forward, pool, spec.block_size, switch_len), sized
+        return TorchEngine(forward, pool, spec.block_size, switch_len, self.kernels), sized
 
     def _kv_budget(self) -> int:
         if self.device.type == "cuda":
@@ -107,6 +195,13 @@ class TorchLoader:
             own = torch.cuda.memory_reserved(self.device)
             return sizing.cuda_kv_budget(total, free, own, self._local_shards)
         return sizing.cpu_kv_budget(available_memory_bytes(), self._local_shards)
+
+
+def _stored_dtype(files: ModelFiles, checkpoint: Checkpoint | None) -> str:
+    declared = files.config.get("dtype") or files.config.get("torch_dtype")
+    first = next(iter(checkpoint.tensors.values()), None) if checkpoint else None
+    stored = declared or (_STORED.get(first.dtype) if first else None) or "float32"
+    return str(stored).removeprefix("torch.")
 
 
 def choose_device(name: str) -> torch.device:
@@ -123,7 +218,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", int(index or 0))
 
 
-def _meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
+def meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
     """The model without memory. Raises ModelLoadFailed."""
     register()
     try:
@@ -139,7 +234,8 @@ def _meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
         raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
 
 
-def _tied(model: Any) -> Mapping[str, str]:
+def tied_parameters(model: Any) -> Mapping[str, str]:
+    """Parameter → the parameter that it shares."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})  # transformers 5: parameter → source
@@ -176,3 +272,10 @@ def num_parameters(model: nn.Module) -> int:
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
+
+
+def _arithmetic(threads: int) -> str:
+    """What the bits of a product depend on beside its operands: library, kernels and threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    parts = (torch.__version__, capability, processor_name(), f"{threads} threads")
+    return ", ".join(str(part) for part in parts)

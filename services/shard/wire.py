@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from infermesh.errors import ProtocolViolation, to_detail
 from infermesh.v1 import model_pb2, sampling_pb2
@@ -54,6 +55,7 @@ def load_spec(request: pb.LoadRequest) -> LoadSpec:
         max_num_seqs=request.max_num_seqs or default.max_num_seqs,
         max_batch_tokens=request.max_batch_tokens or default.max_batch_tokens,
         num_blocks=request.num_blocks,
+        quantize=request.quantize,
     )
 
 
@@ -65,8 +67,14 @@ def step(request: pb.StepRequest) -> Step:
         finished=[Slot(slot) for slot in request.finished],
         block_copies=[(BlockId(c.source), BlockId(c.destination)) for c in request.block_copies],
         new_sequences=[_new_sequence(new) for new in request.new_sequences],
-        rows=[_row(row) for row in request.rows],
+        rows=[*map(_decode, request.decodes), *map(_row, request.rows)],
+        num_decodes=len(request.decodes),
     )
+
+
+@lru_cache(maxsize=4096)  # a slot decodes in nearly every step
+def _decode(slot: int) -> Row:
+    return Row(Slot(slot), num_tokens=1, source=RowSource.LAST, sample=True)
 
 
 def _new_sequence(new: pb.NewSequence) -> NewSequence:
@@ -106,13 +114,16 @@ def _row(row: pb.Row) -> Row:
     )
 
 
-def step_result(outcome: StepOutcome) -> pb.ExecuteResponse:
+def step_result(outcome: StepOutcome, packs_rows: bool) -> pb.ExecuteResponse:
+    """`packs_rows`: the scheduler reads `decoded`."""
     timings = outcome.timings
+    decoded = _decoded(outcome) if packs_rows else []
     return pb.ExecuteResponse(
         result=pb.StepResult(
             epoch=outcome.epoch,
             step_id=outcome.step_id,
-            rows=[_row_result(row) for row in outcome.rows],
+            decoded=decoded,
+            rows=[_row_result(row) for row in outcome.rows[len(decoded) :]],
             timings=pb.StepTimings(
                 idle_us=timings.idle_us,
                 execute_us=timings.execute_us,
@@ -120,6 +131,16 @@ def step_result(outcome: StepOutcome) -> pb.ExecuteResponse:
             ),
         )
     )
+
+
+def _decoded(outcome: StepOutcome) -> list[int]:
+    """The tokens of the first decodes, up to one that has more to say."""
+    token_ids: list[int] = []
+    for row in outcome.rows[: outcome.num_decodes]:
+        if row.token_id is None or row.logprobs is not None:
+            break
+        token_ids.append(row.token_id)
+    return token_ids
 
 
 def _row_result(row: RowOutcome) -> pb.RowResult:
@@ -143,7 +164,9 @@ def _logprobs(logprobs: Logprobs) -> sampling_pb2.TokenLogprobs:
 
 def opened(epoch: Epoch, incarnation: int, held: Capacity) -> pb.ExecuteResponse:
     return pb.ExecuteResponse(
-        opened=pb.EpochOpened(epoch=epoch, incarnation=incarnation, capacity=capacity(held))
+        opened=pb.EpochOpened(
+            epoch=epoch, incarnation=incarnation, capacity=capacity(held), packs_rows=True
+        )
     )
 
 
@@ -178,6 +201,7 @@ def manifest(model: Manifest) -> model_pb2.ModelManifest:
         model_fingerprint=model.model_fingerprint,
         architecture=model.architecture,
         dtype=model.dtype,
+        quantization=model.quantization,
         max_model_len=model.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,

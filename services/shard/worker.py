@@ -24,10 +24,15 @@ class Worker:
     """Started once; `stop` drops what is queued."""
 
     def __init__(self, now_s: Callable[[], float] = time.perf_counter) -> None:
-        self._jobs: queue.Queue[Job | None] = queue.Queue(_MAX_JOBS)
+        self._jobs: queue.Queue[tuple[Job, int] | None] = queue.Queue(_MAX_JOBS)
         self._now_s = now_s
         self._idle_s = 0.0
         self._stopping = False
+        # For `pulse`, which reads them from the event loop: jobs done, the query tokens of the step
+        # that runs (0: none does), and those of the last one with its seconds.
+        self.num_done = 0
+        self.step_tokens = 0
+        self.last_step: tuple[int, float] | None = None
         # A daemon: a load or a step that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="shard-worker", daemon=True)
 
@@ -35,13 +40,13 @@ class Worker:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queues a job.
+    def submit(self, job: Job, step_tokens: int = 0) -> None:
+        """Queues a job; `step_tokens` are the query tokens of a step, which must end in time.
 
         Raises Internal where too many are queued, which no window allows.
         """
         try:
-            self._jobs.put_nowait(job)
+            self._jobs.put_nowait((job, step_tokens))
         except queue.Full:
             raise Internal(f"{_MAX_JOBS} jobs are queued on the shard's worker") from None
 
@@ -63,15 +68,21 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stopping:
-            job = self._next()
-            if job is None:
+            found = self._next()
+            if found is None:
                 return
+            job, self.step_tokens = found
+            start_s = time.monotonic()
             try:
                 job()
             except Exception:  # jobs report their own failures: this is a defect in one
                 _log.exception("a job of the shard's worker failed")
+            if self.step_tokens:
+                self.last_step = self.step_tokens, time.monotonic() - start_s
+            self.step_tokens = 0
+            self.num_done += 1
 
-    def _next(self) -> Job | None:
+    def _next(self) -> tuple[Job, int] | None:
         try:
             return self._jobs.get_nowait()
         except queue.Empty:

@@ -23,16 +23,19 @@ GREEDY = sampling_pb2.SamplingParams(temperature=0.0)
 
 
 @asynccontextmanager
-async def running_shard(tmp_path: Path, engine: str) -> AsyncIterator[ShardService]:
+async def running_shard(
+    tmp_path: Path, engine: str, profile_json: str = FAST_PROFILE, **settings: Any
+) -> AsyncIterator[ShardService]:
     """A started service; drained and stopped at the end."""
     profile = tmp_path / "profile.json"
-    profile.write_text(FAST_PROFILE)
+    profile.write_text(profile_json)
     config = ShardConfig(
         address=f"unix:{tmp_path}/shard.sock",
         engine=engine,
         device="cpu",
         num_threads=1,
         simulated_profile=str(profile),
+        **settings,
     )
     async with asyncio.TaskGroup() as tasks:
         service = ShardService(config)
@@ -73,8 +76,9 @@ class Stream:
     def __init__(self, stub: Any) -> None:
         self.call = stub.Execute()
 
-    async def open(self, epoch: int, window: int = 2) -> pb.EpochOpened:
-        await self.call.write(pb.ExecuteRequest(open=pb.OpenEpoch(epoch=epoch, window=window)))
+    async def open(self, epoch: int, window: int = 2, packs_rows: bool = False) -> pb.EpochOpened:
+        opening = pb.OpenEpoch(epoch=epoch, window=window, packs_rows=packs_rows)
+        await self.call.write(pb.ExecuteRequest(open=opening))
         response = await self.read()
         return response.opened
 

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import gpu_engine
 from tests.architectures import ARCHITECTURES
 
 
+@pytest.mark.slow
 def test_benchmark_checks_parity_and_times_steps_when_run_quickly_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = subprocess.run(

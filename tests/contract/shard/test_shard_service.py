@@ -173,6 +173,59 @@ async def test_execute_repeats_its_tokens_when_the_sequence_starts_again(
     assert runs[0] == runs[1]
 
 
+@pytest.mark.parametrize("packs_rows", [True, False])
+async def test_decodes_give_the_tokens_of_rows_when_they_come_as_slots_alone(
+    stub: Any, model: Path, packs_rows: bool
+) -> None:
+    await load(stub, model)
+    sampling = sampling_pb2.SamplingParams(temperature=1.0, seed=11)
+    by_rows, by_slots = Stream(stub), Stream(stub)
+    await by_rows.open(1)
+    expected = [list(r.token_ids) for r in (await by_rows.step(two_prompts(1, sampling))).rows]
+    for step_id in (2, 3, 4):
+        result = await by_rows.step(next_step(step_id, 1, 0))
+        for slot, row in zip((1, 0), result.rows, strict=True):
+            expected[slot] += row.token_ids
+
+    opened = await by_slots.open(2, packs_rows=packs_rows)
+    assert opened.packs_rows
+    got = [list(r.token_ids) for r in (await by_slots.step(two_prompts(2, sampling))).rows]
+    for step_id in (2, 3, 4):
+        step = pb.StepRequest(epoch=2, step_id=step_id, decodes=[1, 0])
+        result = await by_slots.step(step)
+        assert len(result.decoded) == (2 if packs_rows else 0)
+        tokens = list(result.decoded) + [row.token_ids[0] for row in result.rows]
+        for slot, token_id in zip((1, 0), tokens, strict=True):
+            got[slot].append(token_id)
+    assert got == expected
+
+
+async def test_decodes_and_rows_share_a_step_when_one_has_logprobs(stub: Any, model: Path) -> None:
+    await load(stub, model)
+    stream = Stream(stub)
+    await stream.open(1, packs_rows=True)
+    await stream.step(first_step(PROMPT, slot=0))
+    rated = sampling_pb2.SamplingParams(temperature=0.0, top_logprobs=2)
+    await stream.step(first_step(PROMPT, slot=1, step_id=2, sampling=rated))
+    await stream.step(first_step(PROMPT, slot=2, step_id=3))
+    last = first_step(PROMPT, slot=3, step_id=4)
+    last.decodes.extend([0, 1, 2])
+    result = await stream.step(last)
+    assert len(result.decoded) == 1  # up to the one that has more to say
+    assert [(row.slot, len(row.logprobs)) for row in result.rows] == [(1, 1), (2, 0), (3, 0)]
+    assert all(row.status == pb.ROW_STATUS_OK for row in result.rows)
+    # all of a step's rows, packed or not, count as one each
+    await stream.send(pb.StepRequest(epoch=1, step_id=5, decodes=[0, 0]))
+    assert isinstance(await error_of(stream.read()), ProtocolViolation)
+
+
+def two_prompts(epoch: int, sampling: sampling_pb2.SamplingParams) -> pb.StepRequest:
+    """A step that places the same prompt in slots 0 and 1."""
+    step = first_step(PROMPT, epoch=epoch, sampling=sampling)
+    step.MergeFrom(first_step(PROMPT, slot=1, epoch=epoch, sampling=sampling, choice=1))
+    return step
+
+
 async def test_execute_answers_what_it_holds_when_the_client_half_closes(
     stub: Any, model: Path
 ) -> None:

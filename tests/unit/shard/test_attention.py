@@ -13,74 +13,23 @@ from hypothesis import strategies as st
 from services.shard import attention_plan
 from services.shard.attention import paged_attention
 from services.shard.attention_plan import FREE_PADDING_TOKENS, MAX_PADDING_RATIO, group_by_length
+from tests.unit.shard.attention_oracle import paged_case
 
 BLOCK = 4
 
 
-def _oracle(q, k, v, *, start, scale, window, softcap, sinks):  # type: ignore[no-untyped-def]
-    """One row in float64: q [n, H, D], k and v [L, KVH, D]."""
-    n, heads, _ = q.shape
-    group = heads // k.shape[1]
-    out = torch.zeros_like(q, dtype=torch.float64)
-    for i in range(n):
-        position = start + i
-        low = 0 if window is None else max(0, position - window + 1)
-        for h in range(heads):
-            s = k[low : position + 1, h // group].double() @ q[i, h].double() * scale
-            if softcap is not None:
-                s = softcap * torch.tanh(s / softcap)
-            e = torch.exp(s - s.max())
-            total = e.sum()
-            if sinks is not None:
-                total = total + torch.exp(sinks[h].double() - s.max())
-            out[i, h] = (e / total) @ v[low : position + 1, h // group].double()
-    return out
-
-
-def _run(rows, *, kv_heads, group, head_dim, seed, dtype=torch.float32, **rules):  # type: ignore[no-untyped-def]
-    """Runs rows of (query_len, context_len) over shuffled blocks; returns (got, wanted)."""
-    generator = torch.Generator().manual_seed(seed)
-    blocks_of = [-(-context // BLOCK) for _, context in rows]
-    num_blocks = sum(blocks_of) + 3
-    order = torch.randperm(num_blocks, generator=generator).tolist()
-    # What nobody wrote is NaN: reading it must not go unnoticed.
-    k_pool = torch.full((num_blocks, BLOCK, kv_heads, head_dim), math.nan, dtype=dtype)
-    v_pool = k_pool.clone()
-    tables = np.zeros((len(rows), max(blocks_of) + 1), dtype=np.int64)
-    q, wanted = [], []
-    for r, (query_len, context) in enumerate(rows):
-        tables[r, : blocks_of[r]] = [order.pop() for _ in range(blocks_of[r])]
-        k, v = (
-            torch.randn(context, kv_heads, head_dim, generator=generator).to(dtype)
-            for _ in range(2)
-        )
-        for position in range(context):
-            place = tables[r, position // BLOCK], position % BLOCK
-            k_pool[place], v_pool[place] = k[position], v[position]
-        queries = torch.randn(query_len, kv_heads * group, head_dim, generator=generator).to(dtype)
-        q.append(queries)
-        wanted.append(
-            _oracle(
-                queries,
-                k,
-                v,
-                start=context - query_len,
-                scale=rules["scale"],
-                window=rules.get("sliding_window"),
-                softcap=rules.get("softcap"),
-                sinks=rules.get("sinks"),
-            )
-        )
+def _run(rows, **case):  # type: ignore[no-untyped-def]
+    made = paged_case(rows, block_size=BLOCK, **case)
     got = paged_attention(
-        torch.cat(q),
-        k_pool,
-        v_pool,
-        tables,
-        np.array([n for n, _ in rows]),
-        np.array([c for _, c in rows]),
-        **rules,
+        made.q,
+        made.k_pool,
+        made.v_pool,
+        made.block_tables,
+        made.query_lens,
+        made.context_lens,
+        **made.rules,
     )
-    return got, torch.cat(wanted)
+    return got, made.wanted
 
 
 _rows = st.lists(

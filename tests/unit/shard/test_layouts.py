@@ -27,7 +27,9 @@ EXPERT_TENSORS = {
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
     spec = LoadSpec(str(directory), num_blocks=4)
-    loaded = load_model(spec, ShardConfig(device="cpu", num_threads=1), lambda progress: None)
+    loaded = load_model(
+        spec, ShardConfig(device="cpu", num_threads=1, kernels="off"), lambda progress: None
+    )
     model: Any = loaded.engine._forward._model  # type: ignore[attr-defined]
     return dict(model.state_dict())
 

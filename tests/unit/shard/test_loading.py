@@ -22,7 +22,9 @@ from tests.tiny_models import ARCHITECTURES, EOS_ID, IM_END_ID, write_tiny_model
 
 def _load(directory: Path | str, **fields: Any) -> LoadedModel:
     spec = LoadSpec(str(directory), **{"num_blocks": 4, **fields})
-    return load_model(spec, ShardConfig(device="cpu", num_threads=1), lambda progress: None)
+    return load_model(
+        spec, ShardConfig(device="cpu", num_threads=1, kernels="off"), lambda progress: None
+    )
 
 
 def _weights(loaded: LoadedModel) -> dict[str, torch.Tensor]:
@@ -127,7 +129,9 @@ def test_load_serves_float32_when_a_cpu_is_given_float16(
 def test_load_reports_bytes_when_it_reads_weights(model: Path) -> None:
     seen: list[Progress] = []
     load_model(
-        LoadSpec(str(model), num_blocks=4), ShardConfig(device="cpu", num_threads=1), seen.append
+        LoadSpec(str(model), num_blocks=4),
+        ShardConfig(device="cpu", num_threads=1, kernels="off"),
+        seen.append,
     )
     assert [p.stage for p in seen][:2] == ["finding the model", "importing torch"]
     reading = [p for p in seen if p.stage == "reading weights"]

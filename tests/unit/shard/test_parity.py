@@ -41,13 +41,16 @@ BLOCK = 4
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-4}
 
 
-def _load(directory: Path, model_type: str, overrides: dict[str, Any]) -> tuple[Any, Any]:
+def _load(
+    directory: Path, model_type: str, overrides: dict[str, Any], kernels: str = "auto"
+) -> tuple[Any, Any]:
     """(our loaded model, transformers' own)."""
     write_tiny_model(directory, model_type, **overrides)
     spec = LoadSpec(
         str(directory), block_size=BLOCK, num_blocks=120, max_num_seqs=8, max_batch_tokens=512
     )
-    loaded = load_model(spec, ShardConfig(device="cpu", num_threads=1), lambda progress: None)
+    config = ShardConfig(device="cpu", num_threads=1, kernels=kernels)
+    loaded = load_model(spec, config, lambda progress: None)
     reference = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     return loaded, reference.eval()
 
@@ -56,12 +59,14 @@ def test_every_supported_model_type_is_tested_here() -> None:
     assert sorted(ARCHITECTURES) == sorted(MODEL_TYPES)
 
 
+# Compiled kernels where there are any, and torch's operations.
+@pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_transformers_when_steps_mix_chunks_and_decodes(
-    variant: str, tmp_path: Path
+    variant: str, kernels: str, tmp_path: Path
 ) -> None:
     loaded, reference = _load(
-        tmp_path, VARIANTS[variant].model_type, dict(VARIANTS[variant].fields)
+        tmp_path, VARIANTS[variant].model_type, dict(VARIANTS[variant].fields), kernels
     )
     rng = random.Random(variant)
     sequences = [
@@ -76,6 +81,7 @@ def test_logits_equal_transformers_when_steps_mix_chunks_and_decodes(
     compared = 0
     while any(done[i] < len(tokens) for i, tokens in enumerate(sequences)):
         rows: list[ActiveRow] = []
+        sample = rng.random() < 0.85  # else a step of chunks, whose logits nobody needs
         for i, tokens in enumerate(sequences):
             left = len(tokens) - done[i]
             if left == 0 or rng.random() < 0.2:
@@ -90,6 +96,7 @@ def test_logits_equal_transformers_when_steps_mix_chunks_and_decodes(
                     token_ids=chunk,
                     block_ids=[0],
                     long_rope=0 < switch_len < len(tokens),
+                    sample=sample,
                 )
             )
         if not rows:

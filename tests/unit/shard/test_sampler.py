@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infermesh.errors import NumericalError
-from services.shard import truncation
+from services.shard import torch_sampler, truncation
 from services.shard.domain import Sampling
 from services.shard.noise import Purpose, uniforms
 from services.shard.sampler import sample
 from services.shard.slots import ActiveRow
 from tests.unit.shard.rows import active_row
-
-VOCAB = 200
+from tests.unit.shard.sampled_rows import VOCAB, random_rows
 
 
 def _reference(logits: np.ndarray, row: ActiveRow) -> int:
@@ -57,52 +56,22 @@ def _reference(logits: np.ndarray, row: ActiveRow) -> int:
     return int(np.searchsorted(sums, noise * sums[-1], side="right"))
 
 
-_samplings = st.builds(
-    Sampling,
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
-    top_p=st.sampled_from([1.0, 0.95, 0.6, 0.1]),
-    top_k=st.sampled_from([0, 1, 5, 60, 10_000]),
-    min_p=st.sampled_from([0.0, 0.05, 0.9]),
-    presence_penalty=st.sampled_from([0.0, 1.5, -0.5]),
-    frequency_penalty=st.sampled_from([0.0, 0.7]),
-    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
-    logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-5, 5), max_size=3),
-    seed=st.integers(0, 2**64 - 1),
-)
-_tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
-
-
-@st.composite
-def _rows(draw: st.DrawFn) -> ActiveRow:
-    prompt = draw(_tokens)
-    output = draw(_tokens)
-    return active_row(
-        draw(_samplings),
-        choice=draw(st.integers(0, 3)),
-        start=len(prompt) + len(output),
-        prompt=prompt,
-        output=output,
-        min_tokens=draw(st.sampled_from([0, 30])),
-        suppressed=draw(st.lists(st.integers(0, VOCAB - 1), max_size=3)),
-    )
-
-
 @settings(max_examples=150, deadline=None)
-@given(rows=st.lists(_rows(), min_size=1, max_size=8), seed=st.integers(0, 2**16))
+@given(rows=st.lists(random_rows(), min_size=1, max_size=8), seed=st.integers(0, 2**16))
 def test_sample_equals_the_reference_when_features_are_combined(
     rows: list[ActiveRow], seed: int
 ) -> None:
-    # 16 candidates at first: the way through all tiers is taken too.
+    # 64 candidates: the way past them is taken too.
     logits = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truncation, "_CPU_CANDIDATES", (16, 64))
+        patch.setattr(truncation, "_CANDIDATES", 64)
         got = [draw.token_id for draw in sample(logits, rows)]
     wanted = [_reference(logits[i].numpy(), row) for i, row in enumerate(rows)]
     assert got == wanted
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(_rows(), min_size=2, max_size=9), seed=st.integers(0, 2**16))
+@given(rows=st.lists(random_rows(), min_size=2, max_size=9), seed=st.integers(0, 2**16))
 def test_sample_gives_a_row_the_same_token_when_the_batch_differs(
     rows: list[ActiveRow], seed: int
 ) -> None:
@@ -135,9 +104,77 @@ def test_sample_draws_by_probability_when_positions_run(
     expected = n * p / p.sum()
     counts = np.bincount(drawn, minlength=6)
     assert set(np.unique(drawn)) <= set(allowed)
+    assert _chi_square(counts, expected) < _chi_square_bound(len(allowed) - 1)
+
+
+def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     kept = expected > 0
-    chi_square = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
-    assert chi_square < 20.5  # at most 5 degrees of freedom, p = 0.001; the seed is fixed
+    return float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
+
+
+def _chi_square_bound(degrees: int) -> float:
+    """Exceeded once in a thousand seeds (Wilson and Hilferty 1931); here they are fixed."""
+    spread = 2 / (9 * degrees)
+    return degrees * (1 - spread + 3.09 * math.sqrt(spread)) ** 3
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(seed=5),
+        Sampling(seed=5, temperature=1.6),
+        Sampling(seed=5, top_k=300, top_p=0.9),
+        Sampling(seed=5, top_p=0.97),
+        Sampling(seed=5, min_p=0.01),
+    ],
+)
+def test_sample_draws_by_probability_when_hundreds_of_tokens_are_likely(sampling: Sampling) -> None:
+    n, vocab = 12_000, 500
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(1)) * 1.2
+    p = np.exp(logits.double().numpy() / sampling.temperature)
+    p /= p.max()
+    order = np.argsort(-p)
+    if sampling.top_k:
+        p[order[sampling.top_k :]] = 0
+    if sampling.top_p < 1:
+        sums = np.cumsum(p[order])
+        p[order[int(np.searchsorted(sums, sampling.top_p * sums[-1])) + 1 :]] = 0
+    p[p < sampling.min_p] = 0
+    drawn = [
+        draw.token_id
+        for start in range(0, n, 4000)
+        for draw in sample(
+            logits.expand(4000, -1), [active_row(sampling, start=start + i) for i in range(4000)]
+        )
+    ]
+    counts, expected = np.bincount(np.array(drawn), minlength=vocab), n * p / p.sum()
+    assert counts[p == 0].sum() == 0
+    rare = (p > 0) & (expected < 8)  # too few for the approximation: together
+    counts = np.append(counts[~rare & (p > 0)], counts[rare].sum())
+    expected = np.append(expected[~rare & (p > 0)], expected[rare].sum())
+    assert len(expected) > 60
+    assert _chi_square(counts, expected) < _chi_square_bound(len(expected) - 1)
+
+
+@pytest.mark.parametrize("vocab", [1000, 40_000])
+def test_sample_gives_the_same_bits_when_threads_and_groups_differ(
+    vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(13, vocab, generator=torch.Generator().manual_seed(2)) * 2
+    rows = [
+        active_row(Sampling(seed=i, top_p=(1.0, 0.9)[i % 2], top_logprobs=20), start=i)
+        for i in range(13)
+    ]
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count, at_once in ((1, 1 << 20), (2, 1 << 20), (3, 1 << 16), (5, 1)):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(torch_sampler, "_AT_ONCE", at_once)
+            found.append(sample(logits, rows))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(draws == found[0] for draws in found)
 
 
 def test_sample_never_draws_a_token_when_its_weight_is_zero() -> None:
@@ -153,6 +190,17 @@ def test_sample_keeps_ties_when_they_share_the_last_place() -> None:
     rows = [active_row(Sampling(seed=1, top_k=2), start=i) for i in range(200)]
     logits = torch.tensor([1.0, 0.5, 0.5, -3.0]).repeat(200, 1)
     assert {draw.token_id for draw in sample(logits, rows)} == {0, 1, 2}
+
+
+def test_sample_counts_all_ties_of_top_k_when_top_p_takes_a_part_of_them() -> None:
+    # 1 and 1000 times e^-5 are kept: the first token alone is 13 % of them, less than top_p.
+    rows = [active_row(Sampling(seed=1, top_k=2, top_p=0.5), start=i) for i in range(200)]
+    logits = torch.full((200, 1200), -9.0)
+    logits[:, :1001] = -5.0
+    logits[:, 0] = 0.0
+    drawn = {draw.token_id for draw in sample(logits, rows)}
+    assert len(drawn) > 100
+    assert max(token for token in drawn if token is not None) <= 1000
 
 
 def test_sample_gives_raw_logprobs_when_logits_are_edited() -> None:

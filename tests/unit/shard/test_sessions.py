@@ -56,7 +56,7 @@ class HandWorker:
     def __init__(self) -> None:
         self.jobs: list[Any] = []
 
-    def submit(self, job: Any) -> None:
+    def submit(self, job: Any, step_tokens: int = 0) -> None:
         self.jobs.append(job)
 
     def take_idle_s(self) -> float:

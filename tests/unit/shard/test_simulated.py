@@ -11,10 +11,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from infermesh.config import ShardConfig
-from infermesh.errors import ModelLoadFailed
+from infermesh.errors import ModelLoadFailed, NumericalError
 from services.shard.domain import LoadSpec, Sampling
 from services.shard.loading import load_model
-from services.shard.simulated import SimulatedEngine, StepProfile, read_profile
+from services.shard.simulated import (
+    REHEARSED_EXIT,
+    SimulatedEngine,
+    StepProfile,
+    read_profile,
+)
 from tests.tiny_models import write_tiny_model, write_tokenizer
 from tests.unit.shard.rows import active_row
 
@@ -66,8 +71,59 @@ def test_load_needs_no_weights_and_draws_words_when_simulated(tmp_path: Path) ->
     assert text.replace(" ", "").isalpha()
 
 
+def rehearsal(ends: list[int] | None = None, **profile: int) -> SimulatedEngine:
+    def end_process(code: int) -> None:
+        assert ends is not None
+        ends.append(code)
+
+    return SimulatedEngine(StepProfile(**profile), [7], 0, lambda seconds: None, end_process)
+
+
+def test_process_ends_when_the_exit_token_is_run() -> None:
+    ends: list[int] = []
+    engine = rehearsal(ends, exit_token_id=5)
+    engine.compute([active_row(Sampling(seed=1), token_ids=(1, 6))], TABLES)
+    assert ends == []
+    engine.compute([active_row(Sampling(seed=1), token_ids=(1, 5, 6))], TABLES)
+    assert ends == [REHEARSED_EXIT]
+
+
+def test_whole_step_raises_when_the_fail_token_is_run() -> None:
+    engine = rehearsal(fail_token_id=5)
+    sound, bad = [active_row(Sampling(seed=1), token_ids=ids) for ids in ((4, 6), (5,))]
+    with pytest.raises(RuntimeError, match="rehearsed"):
+        engine.compute([sound, bad], TABLES)
+    assert engine.compute([sound], TABLES).draws[0].token_id == 7
+
+
+def test_row_fails_alone_when_it_runs_the_nan_token() -> None:
+    engine = rehearsal(nan_token_id=5)
+    rows = [active_row(Sampling(seed=1), token_ids=ids) for ids in ((4, 6), (5,))]
+    sound, bad = engine.compute(rows, TABLES).draws
+    assert (sound.token_id, sound.error) == (7, None)
+    assert isinstance(bad.error, NumericalError)
+
+
+def test_step_runs_out_of_memory_when_it_has_more_tokens_than_rehearsed() -> None:
+    engine = rehearsal(oom_above_tokens=3)
+    rows = [active_row(Sampling(seed=1), token_ids=ids) for ids in ((4, 6), (5, 8))]
+    with pytest.raises(MemoryError):
+        engine.compute(rows, TABLES)
+    assert engine.compute(rows[:1], TABLES).draws[0].token_id == 7
+
+
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"fixed_ms": 1}', '{"fixed_us": -1}', '{"fixed_us": "fast"}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"fixed_ms": 1}',
+        '{"fixed_us": -1}',
+        '{"fixed_us": "fast"}',
+        '{"fail_token_id": 1.5}',
+        '{"exit_token_id": true}',
+        '{"oom_above_tokens": -1}',
+    ],
 )
 def test_profile_is_refused_by_name_when_it_is_wrong(tmp_path: Path, content: str) -> None:
     path = tmp_path / "profile.json"
@@ -78,6 +134,6 @@ def test_profile_is_refused_by_name_when_it_is_wrong(tmp_path: Path, content: st
 
 def test_profile_is_the_file_when_one_is_given(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps({"fixed_us": 12}))
-    assert read_profile(str(path)) == StepProfile(fixed_us=12)
+    path.write_text(json.dumps({"fixed_us": 12, "exit_token_id": 9}))
+    assert read_profile(str(path)) == StepProfile(fixed_us=12, exit_token_id=9)
     assert read_profile("") == StepProfile()

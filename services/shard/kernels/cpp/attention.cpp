@@ -1,0 +1,159 @@
+// Causal attention of packed rows over the paged pool, and the writing of K and V into it.
+//
+// Some KV heads, the query heads that share them and some neighbouring queries are one unit of
+// work, which reads each block of keys once. Keys are taken in segments that begin at fixed
+// positions; each segment has a softmax of its own, and segments are merged in order. So a query's
+// bits follow from its own sequence alone: not from the batch, the chunk or the number of threads.
+#include <omp.h>
+
+#include <utility>
+
+#include "attention_block.h"
+
+namespace infermesh {
+namespace {
+
+constexpr int kHeadRows = 32;  // rows of a KV head, where query heads that share it are fewer
+// Where they are fewer, several heads are one unit, as many as have this many values in a block of
+// keys: their keys are neighbours in memory, and read as a stream.
+constexpr int kUnitValues = 1 << 15;
+constexpr int kUnitsPerThread = 4;  // with fewer units than that, segments are work of their own
+
+// Units of so many KV heads at most, the longest first.
+template <typename T>
+std::vector<Unit> units_of(const Call<T>& call, int64_t most_heads) {
+  const int64_t most = std::max(1, kHeadRows / call.group());
+  std::vector<Unit> units;
+  int64_t token = 0;
+  for (int64_t row = 0; row < call.num_rows; ++row) {
+    const int64_t queries = call.query_lens[row], before = call.context_lens[row] - queries;
+    const int64_t heads = queries * call.group() < kHeadRows ? most_heads : 1;
+    for (int64_t done = 0; done < queries; done += most) {
+      const int64_t count = std::min(most, queries - done), position = before + done;
+      for (int64_t head = 0; head < call.num_kv_heads; head += heads)
+        units.push_back({row, head, static_cast<int>(std::min(heads, call.num_kv_heads - head)),
+                         token + done, position, static_cast<int>(count),
+                         call.lowest_seen(position), position + count});
+    }
+    token += queries;
+  }
+  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) {
+    return (a.high - a.low) * a.queries * a.kv_heads > (b.high - b.low) * b.queries * b.kv_heads;
+  });
+  return units;
+}
+
+template <typename T>
+void run_unit(const Call<T>& call, const Unit& unit, const Workspace<T>& work) {
+  const int rows = call.rows_of(unit);
+  const State whole = State::at(work.whole, rows), part = State::at(work.part, rows);
+  load_query(call, unit, work.query);
+  run_segment(call, unit, unit.first_segment(), work, whole);
+  for (int64_t segment = unit.first_segment() + 1; segment < unit.end_segment(); ++segment) {
+    run_segment(call, unit, segment, work, part);
+    merge(whole, part, rows, call.padded_dim());
+  }
+  write_out(call, unit, whole);
+}
+
+template <typename T>
+void run_whole(const Call<T>& call, const std::vector<Unit>& units) {
+  const int64_t count = static_cast<int64_t>(units.size());
+#pragma omp parallel
+  {
+    const Workspace<T> work(call, units);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i) run_unit(call, units[i], work);
+  }
+}
+
+// Few units with long contexts: their segments are shared out, and merged when all are there.
+template <typename T>
+void run_split(const Call<T>& call, const std::vector<Unit>& units) {
+  const int dim = call.padded_dim();
+  std::vector<std::pair<int64_t, int64_t>> parts;  // unit, segment
+  std::vector<int64_t> offsets, firsts;
+  int64_t size = 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(units.size()); ++i) {
+    firsts.push_back(static_cast<int64_t>(parts.size()));
+    for (int64_t s = units[i].first_segment(); s < units[i].end_segment(); ++s) {
+      parts.push_back({i, s});
+      offsets.push_back(size);
+      size += State::size(call.rows_of(units[i]), dim);
+    }
+  }
+  firsts.push_back(static_cast<int64_t>(parts.size()));
+  std::vector<float> memory(size);
+  const auto state = [&](int64_t part) {
+    return State::at(memory.data() + offsets[part], call.rows_of(units[parts[part].first]));
+  };
+#pragma omp parallel
+  {
+    const Workspace<T> work(call, units);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < static_cast<int64_t>(parts.size()); ++i) {
+      const Unit& unit = units[parts[i].first];
+      load_query(call, unit, work.query);
+      run_segment(call, unit, parts[i].second, work, state(i));
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < static_cast<int64_t>(units.size()); ++i) {
+      for (int64_t part = firsts[i] + 1; part < firsts[i + 1]; ++part)
+        merge(state(firsts[i]), state(part), call.rows_of(units[i]), dim);
+      write_out(call, units[i], state(firsts[i]));
+    }
+  }
+}
+
+template <typename T>
+void attend(const Call<T>& call) {
+  const int64_t threads = omp_get_max_threads();
+  const int64_t heads = std::max(1, kUnitValues / (kBlockKeys * call.padded_dim()));
+  std::vector<Unit> units = units_of(call, heads);
+  const auto few = [&] {
+    return threads > 1 && static_cast<int64_t>(units.size()) < kUnitsPerThread * threads;
+  };
+  if (!few()) return run_whole(call, units);
+  int64_t segments = 0;
+  for (const Unit& unit : units) segments += unit.end_segment() - unit.first_segment();
+  if (segments < 2 * threads) units = units_of(call, 1);
+  run_split(call, units);
+}
+
+// Stores tokens' K and V, whose heads lie `*_head` and whose tokens `*_token` values apart.
+template <typename T>
+void write_kv(T* keys, T* values, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
+              const T* key, int64_t key_token, int64_t key_head, const T* value,
+              int64_t value_token, int64_t value_head) {
+  for (int64_t token = 0; token < tokens; ++token)
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t to = (slots[token] * heads + head) * dim;
+      std::memcpy(keys + to, key + token * key_token + head * key_head, dim * sizeof(T));
+      std::memcpy(values + to, value + token * value_token + head * value_head, dim * sizeof(T));
+    }
+}
+
+}  // namespace
+}  // namespace infermesh
+
+#define INFERMESH_ATTENTION(NAME, T)                                                               \
+  extern "C" void infermesh_paged_attention_##NAME(                                                \
+      T* out, const T* query, int64_t query_token, int64_t query_head, const T* keys,              \
+      const T* values, const int64_t* tables, int64_t table_stride, const int64_t* query_lens,     \
+      const int64_t* context_lens, int64_t num_rows, int64_t block_size, int64_t num_heads,        \
+      int64_t num_kv_heads, int64_t dim, int64_t window, float scale, float softcap,               \
+      const float* sinks) {                                                                        \
+    infermesh::attend<T>({out, query, query_token, query_head, keys, values, tables, table_stride, \
+                          query_lens, context_lens, num_rows, block_size, num_heads, num_kv_heads, \
+                          static_cast<int>(dim), window, scale, softcap, sinks});                  \
+  }                                                                                                \
+  extern "C" void infermesh_write_kv_##NAME(                                                       \
+      T* keys, T* values, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,        \
+      const T* key, int64_t key_token, int64_t key_head, const T* value, int64_t value_token,      \
+      int64_t value_head) {                                                                        \
+    infermesh::write_kv<T>(keys, values, slots, tokens, heads, dim, key, key_token, key_head,      \
+                           value, value_token, value_head);                                        \
+  }
+
+INFERMESH_ATTENTION(float32, float)
+INFERMESH_ATTENTION(bfloat16, infermesh::BFloat16)

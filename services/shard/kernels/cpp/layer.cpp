@@ -1,0 +1,156 @@
+// A whole decoder layer in one call, float32 between its matrices: what lies between kernels is then
+// a function call and not an interpreter.
+//
+//   out = x + m * after_attention(attention(before_attention(x)))
+//   out = out + m * after_mlp(mlp(before_mlp(out)))
+//
+// Norms without a weight are not there.
+#include "panels.h"
+
+using infermesh::products::Product;
+
+extern "C" {
+
+void infermesh_rms_norm_float32(const float* x, int64_t inner, int64_t outer_stride,
+                                int64_t inner_stride, const float* residual, const float* weight,
+                                int64_t rows, int64_t width, float eps, float offset,
+                                int32_t round_first, float* sum, float* out);
+void infermesh_rotary_float32_float32(float* states, int64_t heads, int64_t token_stride,
+                                      int64_t head_stride, const float* cos, const float* sin,
+                                      int64_t table_stride, int64_t tokens, int64_t pairs,
+                                      int32_t neighbours);
+void infermesh_write_kv_float32(float* keys, float* values, const int64_t* slots, int64_t tokens,
+                                int64_t heads, int64_t dim, const float* key, int64_t key_token,
+                                int64_t key_head, const float* value, int64_t value_token,
+                                int64_t value_head);
+void infermesh_paged_attention_float32(float* out, const float* query, int64_t query_token,
+                                       int64_t query_head, const float* keys, const float* values,
+                                       const int64_t* tables, int64_t table_stride,
+                                       const int64_t* query_lens, const int64_t* context_lens,
+                                       int64_t num_rows, int64_t block_size, int64_t num_heads,
+                                       int64_t num_kv_heads, int64_t dim, int64_t window,
+                                       float scale, float softcap, const float* sinks);
+}
+
+namespace {
+
+struct Norm {
+  const float* weight;
+  float eps, offset;
+};
+
+// A matrix, and the kernel for its type.
+struct Matrix {
+  Product product;  // without what a step brings
+  void (*multiply)(const Product*);
+  int64_t num_rows;
+};
+
+typedef void (*Gate)(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
+                     int64_t, int64_t, int64_t, float*);
+
+struct Layer {
+  Norm before_attention, after_attention, before_mlp, after_mlp, query_norm, key_norm;
+  Matrix qkv, out, both, down;
+  Gate gate;
+  int64_t starts[3];  // of q, k and v among the columns of qkv
+  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t window;
+  const float* sinks;
+  float* keys;
+  float* values;
+  float scale, softcap, multiplier;
+  int32_t neighbours, norm_whole, gate_first;
+};
+
+// What all layers of a step have in common.
+struct Step {
+  const int64_t* tables;
+  const int64_t* query_lens;
+  const int64_t* context_lens;
+  const int64_t* slots;
+  const float* cos;
+  const float* sin;
+  float* normed;    // [tokens, width]
+  float* projected;  // [tokens, rows of qkv]
+  float* mixed;     // [tokens, heads * dim]
+  float* both;      // [tokens, rows of both]
+  float* hidden;    // [tokens, columns of down]
+  float* scratch;   // of products
+  int64_t table_stride, num_rows, block_size, num_tokens, cos_stride, pairs;
+  int32_t num_threads;
+};
+
+const float* normed(const Norm& norm, const float* x, int64_t rows, int64_t width, float* to) {
+  if (norm.weight == nullptr) return x;
+  infermesh_rms_norm_float32(x, 1, width, 0, nullptr, norm.weight, rows, width, norm.eps,
+                             norm.offset, 0, to, to);
+  return to;
+}
+
+void multiply(const Matrix& matrix, const Step& step, const float* x, float* out,
+              int64_t out_stride) {
+  Product product = matrix.product;
+  product.x = x;
+  product.x_stride = product.num_columns;
+  product.num_rows = step.num_tokens;
+  product.out = out;
+  product.out_stride = out_stride;
+  product.scratch = step.scratch;
+  product.num_threads = step.num_threads;
+  matrix.multiply(&product);
+}
+
+void attention(const Layer& layer, const Step& step, const float* x, float* out) {
+  const int64_t tokens = step.num_tokens, dim = layer.head_dim;
+  multiply(layer.qkv, step, x, step.projected, 0);
+  float* states[3];
+  for (int i = 0; i < 3; ++i) states[i] = step.projected + tokens * layer.starts[i];
+  const Norm* norms[2] = {&layer.query_norm, &layer.key_norm};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t heads = i == 0 ? layer.num_heads : layer.num_kv_heads;
+    const int64_t width = layer.norm_whole ? heads * dim : dim;
+    normed(*norms[i], states[i], tokens * heads * dim / width, width, states[i]);
+    infermesh_rotary_float32_float32(states[i], heads, heads * dim, dim, step.cos, step.sin,
+                                     step.cos_stride, tokens, step.pairs, layer.neighbours);
+  }
+  const int64_t kv_width = layer.num_kv_heads * dim;
+  infermesh_write_kv_float32(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim,
+                             states[1], kv_width, dim, states[2], kv_width, dim);
+  infermesh_paged_attention_float32(
+      step.mixed, states[0], layer.num_heads * dim, dim, layer.keys, layer.values, step.tables,
+      step.table_stride, step.query_lens, step.context_lens, step.num_rows, step.block_size,
+      layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale, layer.softcap,
+      layer.sinks);
+  multiply(layer.out, step, step.mixed, out, layer.out.num_rows);
+}
+
+void mlp(const Layer& layer, const Step& step, const float* x, float* out) {
+  const int64_t width = layer.down.product.num_columns, tokens = step.num_tokens;
+  multiply(layer.both, step, x, step.both, 2 * width);
+  const float* gate = step.both + (layer.gate_first ? 0 : width);
+  const float* up = step.both + (layer.gate_first ? width : 0);
+  layer.gate(gate, 1, 2 * width, 0, up, 1, 2 * width, 0, tokens, width, step.hidden);
+  multiply(layer.down, step, step.hidden, out, layer.down.num_rows);
+}
+
+// out = x + multiplier * added
+void add(const float* x, const float* added, float multiplier, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = x[i] + multiplier * added[i];
+}
+
+}  // namespace
+
+// x, out: [tokens, width], not the same. `added` is room for as much.
+extern "C" void infermesh_layer(const Layer* layer, const Step* step, const float* x, float* added,
+                                float* out) {
+  const int64_t tokens = step->num_tokens, width = layer->down.num_rows;
+  const float* from = normed(layer->before_attention, x, tokens, width, step->normed);
+  attention(*layer, *step, from, added);
+  from = normed(layer->after_attention, added, tokens, width, step->normed);
+  add(x, from, layer->multiplier, tokens * width, out);
+  from = normed(layer->before_mlp, out, tokens, width, step->normed);
+  mlp(*layer, *step, from, added);
+  from = normed(layer->after_mlp, added, tokens, width, step->normed);
+  add(out, from, layer->multiplier, tokens * width, out);
+}

@@ -1,0 +1,197 @@
+// How matrices lie in memory, and the loops over them that every kind of weights shares.
+//
+// A matrix [N, K] is cut into panels of kPanel rows; a panel holds its weights column after column,
+// so that a product reads it from end to end. Rows of x are cut into tiles of up to kTile rows. The
+// sums of a tile by a panel are in registers while a block of columns passes.
+//
+// Whatever the tiles and threads, an element is summed in one order (ascending columns; with codes,
+// ascending blocks, as the sums of integers are exact): a row gives the same bits in any batch.
+#pragma once
+
+#include "common.h"
+
+namespace infermesh::products {
+
+constexpr int kPanel = 2 * kWidth;
+// What leaves registers for a panel's weights beside the sums.
+constexpr int kTile = kWidth == 16 ? 12 : 6;
+// Rows of x in hand at a time: a block of their columns stays in the second cache.
+constexpr int64_t kRowBlock = 192;
+// Panels that pass over those rows before the next block of columns does.
+constexpr int64_t kPanelGroup = 4;
+// Panels are handed out in so many parts: a thread whose core does something else for a moment, as
+// the other processes of a mesh do, then holds up nobody for long.
+constexpr int64_t kSharesPerThread = 8;
+constexpr int64_t kSumsSize = kRowBlock * kPanel;
+// Fewer products than this take no longer than waking the other threads does.
+constexpr int64_t kParallelProducts = 1 << 17;
+
+// 32 bits are a bfloat16 of column i (low half) and of column i + kWidth (high half) of a panel, so
+// that one shift and one mask widen both.
+inline void widen_pairs(const uint32_t* from, Floats out[2]) {
+  const Uints both = load<Uints>(from);
+  out[0] = (Floats)(both << 16);
+  out[1] = (Floats)(both & 0xFFFF0000u);
+}
+
+// Where the result of a panel goes: the first column of its part of the output, the part's width,
+// the panel's first column within the part, and how many it has.
+struct Target {
+  int32_t part_start, part_width, start, count;
+};
+
+// One product, as Python describes it.
+struct Product {
+  const void* x;  // [num_rows, num_columns], float or BFloat16
+  int64_t x_stride;
+  int64_t num_rows;
+  int64_t num_columns;
+  const void* weights;
+  const void* scales;     // of codes, else null
+  const float* bias;      // [num_panels, kPanel] or null
+  const Target* targets;  // [num_panels]
+  int64_t num_panels;
+  int64_t group_size;     // of codes of 4 bits, else 0
+  void* out;              // float or BFloat16
+  int64_t out_stride;  // 0: each part is a matrix of its own, one after the other
+  void* scratch;       // num_columns + 2 words for each row, at most kRowBlock of them
+  int32_t x_is_bfloat16, out_is_bfloat16;
+  int32_t num_threads;
+};
+
+// Rows of x that are in hand, cut into tiles of nearly equal height.
+struct Tiles {
+  int64_t num_rows, count;
+
+  explicit Tiles(int64_t rows) : num_rows(rows), count((rows + kTile - 1) / kTile) {}
+  int64_t start(int64_t tile) const { return num_rows * tile / count; }
+  int height(int64_t tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
+};
+
+// What is fetched into the cache beside the work: in each step the line at `at`, the next time
+// `stride` bytes further. Each of several tiles fetches its share of the weights that come next; a
+// single one stays ahead of itself.
+struct Ahead {
+  static constexpr int64_t kLeadBytes = 2048;
+  const char* at;
+  int64_t stride;
+
+  Ahead(const void* weights, int64_t num_bytes, const Tiles& tiles, int64_t tile, int64_t num_steps)
+      : at(static_cast<const char*>(weights) +
+           (tiles.count == 1 ? kLeadBytes : num_bytes + num_bytes * tile / tiles.count)),
+        stride(num_bytes / (tiles.count * num_steps) + (tiles.count > 1)) {}
+
+  void step() {
+    __builtin_prefetch(at);
+    at += stride;
+  }
+};
+
+// Calls the `Loop` of a tile's height and of 1 panel or as many as the kind takes at once; both are
+// known to the compiler.
+template <class Kind, template <int, int> class Loop, int kHeight = kTile, typename... Arguments>
+void for_height(int64_t height, int64_t num_panels, Arguments... arguments) {
+  if constexpr (kHeight > 0) {
+    if (height != kHeight)
+      for_height<Kind, Loop, kHeight - 1>(height, num_panels, arguments...);
+    else if (num_panels == 1)
+      Loop<kHeight, 1>::run(arguments...);
+    else
+      Loop<kHeight, Kind::panels_at_once(kHeight)>::run(arguments...);
+  }
+}
+
+template <typename Out>
+void write_row(const float* sums, const float* scales, const float* bias, int count, Out* to) {
+  Floats values[2];
+  for (int v = 0; v < 2; ++v) {
+    const Floats sum = load_floats(sums + v * kWidth);
+    const Floats added = bias ? load_floats(bias + v * kWidth) : Floats{};
+    values[v] = scales ? multiply_add(sum, load_floats(scales + v * kWidth), added) : sum + added;
+  }
+  if (count == kPanel) {
+    for (int v = 0; v < 2; ++v) store_floats(to + v * kWidth, values[v]);
+    return;
+  }
+  Out whole[kPanel];
+  for (int v = 0; v < 2; ++v) store_floats(whole + v * kWidth, values[v]);
+  for (int i = 0; i < count; ++i) to[i] = whole[i];
+}
+
+// The sums of rows by one panel, to where they belong; `scales` are one per column, or null.
+template <typename Out>
+void write_panel(const Product& product, int64_t first_row, int64_t num_rows, int64_t panel,
+                 const float* sums, const float* scales) {
+  const Target target = product.targets[panel];
+  const bool apart = product.out_stride == 0;
+  const int64_t stride = apart ? target.part_width : product.out_stride;
+  Out* to = static_cast<Out*>(product.out) + first_row * stride + target.start +
+            target.part_start * (apart ? product.num_rows : 1);
+  const float* bias = product.bias ? product.bias + panel * kPanel : nullptr;
+  for (int64_t row = 0; row < num_rows; ++row)
+    write_row(sums + row * kPanel, scales, bias, target.count, to + row * stride);
+}
+
+// Rows of x by panels [first, last). Kind has kBlock, and for a block of columns
+// `add(product, prepared, tiles, tile, panel, num_panels, block, sums)` of a tile by one panel or,
+// where it is the only tile, by `panels_at_once`: memory is faster in several streams.
+template <class Kind>
+void multiply_panels(const Product& product, const void* prepared, int64_t first_row,
+                     const Tiles& tiles, int64_t first, int64_t last) {
+  alignas(64) float sums[kPanelGroup][kSumsSize];
+  const int64_t at_once = tiles.count == 1 ? Kind::panels_at_once(tiles.num_rows) : 1;
+  // Few rows stay in the cache whole: then each panel is read from end to end.
+  const int64_t group = tiles.num_rows <= 32 ? at_once : kPanelGroup;
+  const int64_t num_blocks = (product.num_columns + Kind::kBlock - 1) / Kind::kBlock;
+  for (int64_t start = first; start < last; start += group) {
+    const int64_t end = start + group < last ? start + group : last;
+    const int64_t step = end - start < at_once ? 1 : at_once;
+    for (int64_t block = 0; block < num_blocks; ++block)
+      for (int64_t panel = start; panel < end; panel += step)
+        for (int64_t tile = 0; tile < tiles.count; ++tile)
+          Kind::add(product, prepared, tiles, tile, panel, step, block, sums[panel - start]);
+    for (int64_t panel = start; panel < end; ++panel) {
+      const float* scales = Kind::column_scales(product, panel);
+      if (product.out_is_bfloat16)
+        write_panel<BFloat16>(product, first_row, tiles.num_rows, panel, sums[panel - start],
+                              scales);
+      else
+        write_panel<float>(product, first_row, tiles.num_rows, panel, sums[panel - start], scales);
+    }
+  }
+}
+
+// The whole product. `Kind::prepare(product, first_row, tiles, unit, scratch)` brings a part of x
+// into the order in which `add` reads it; units are independent.
+template <class Kind>
+void multiply(const Product& product) {
+  const int64_t work = product.num_rows * product.num_columns * product.num_panels * kPanel;
+  const int64_t wanted = work < kParallelProducts ? 1 : product.num_threads;
+  const int64_t num_threads = wanted < product.num_panels ? wanted : product.num_panels;
+  const int64_t most_shares = (product.num_panels + kPanelGroup - 1) / kPanelGroup;
+  const int64_t wanted_shares = num_threads > 1 ? num_threads * kSharesPerThread : 1;
+  const int64_t num_shares = wanted_shares < most_shares ? wanted_shares : most_shares;
+  for (int64_t row = 0; row < product.num_rows; row += kRowBlock) {
+    const int64_t left = product.num_rows - row;
+    const Tiles tiles(left < kRowBlock ? left : kRowBlock);
+    const int64_t num_units = Kind::num_units(product, tiles);
+    const bool is_one_tile = tiles.count == 1;  // to share it would take longer than to make it
+    for (int64_t unit = 0; is_one_tile && unit < num_units; ++unit)
+      Kind::prepare(product, row, tiles, unit, product.scratch);
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+    {
+      if (!is_one_tile) {
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < num_units; ++unit)
+          Kind::prepare(product, row, tiles, unit, product.scratch);
+      }
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t share = 0; share < num_shares; ++share)
+        multiply_panels<Kind>(product, product.scratch, row, tiles,
+                              product.num_panels * share / num_shares,
+                              product.num_panels * (share + 1) / num_shares);
+    }
+  }
+}
+
+}  // namespace infermesh::products

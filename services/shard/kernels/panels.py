@@ -1,0 +1,103 @@
+"""How matrices lie in memory for the product kernels, which read what is written here.
+
+A panel is as many rows as two vectors have floats; within it, what belongs to one column (to two
+or four, with codes) lies together. What a part's last panel has in excess of its rows is zero.
+Computes no product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+# Of a matrix that are in hand at a time, so that packing takes little memory beside the result.
+_CHUNK_ELEMENTS = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Cuts matrices for a processor with `width` floats per vector."""
+
+    width: int
+
+    @property
+    def height(self) -> int:
+        """Rows of the matrix in one panel."""
+        return 2 * self.width
+
+    def targets(self, sizes: Sequence[int]) -> torch.Tensor:
+        """int32 [panels, 4]: per panel the first row of its part, the part's rows, the panel's
+        first row within it, and how many it has; parts begin with a panel of their own."""
+        found, part_start = [], 0
+        for size in sizes:
+            found += [
+                (part_start, size, start, min(self.height, size - start))
+                for start in range(0, size, self.height)
+            ]
+            part_start += size
+        return torch.tensor(found, dtype=torch.int32)
+
+    def pack(
+        self,
+        parts: Sequence[torch.Tensor],
+        arrange: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """All parts, one after the other, each [rows, ...], as [panels, ...].
+
+        Args:
+            arrange: `whole_rows` or a method below, which make panels of some rows of a part.
+        """
+        total = sum(-(-len(part) // self.height) for part in parts)
+        packed, filled = torch.empty(0), 0
+        for part in parts:
+            step = max(1, _CHUNK_ELEMENTS // (part[0].numel() * self.height)) * self.height
+            for start in range(0, len(part), step):
+                piece = arrange(part[start : start + step])
+                if not filled:
+                    packed = piece.new_empty(total, *piece.shape[1:])
+                packed[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        return packed
+
+    def whole_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """[rows, ...] → [panels, 2, width, ...]: row i of a panel is (i // width, i % width)."""
+        filled = pad(values, (0, 0) * (values.dim() - 1) + (0, -len(values) % self.height))
+        return filled.view(-1, 2, self.width, *values.shape[1:])
+
+    def floats(self, matrix: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, columns] → [panels, columns, 2, width]; bfloat16 → [panels, columns,
+        width, 2], so that one word has a row of either half."""
+        order = (0, 3, 1, 2) if matrix.dtype is torch.float32 else (0, 3, 2, 1)
+        return self.whole_rows(matrix).permute(order)
+
+    def codes_of_8(self, codes: torch.Tensor) -> torch.Tensor:
+        """int8 [rows, columns] → [panels, pairs of columns, 2, width, 2]; columns are filled
+        up to whole fours."""
+        fours = pad(codes, (0, -codes.shape[1] % 4))
+        rows = self.whole_rows(fours.view(len(codes), -1, 2))
+        return rows.permute(0, 3, 1, 2, 4)
+
+    def codes_of_4(self, codes: torch.Tensor) -> torch.Tensor:
+        """uint8 [rows, columns / 2], the even column in the low half → [panels, columns / 4, width,
+        2, 2]: of four columns a, b, c, d the bytes are a, c, b, d, each of two rows."""
+        rows = self.whole_rows(codes.view(len(codes), -1, 2))
+        low, high = rows[:, 0], rows[:, 1]
+        even, odd = (low & 15) | (high << 4), (low >> 4) | (high & 240)
+        return torch.stack((even, odd), dim=-2).transpose(1, 2)
+
+    def group_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """bfloat16 [rows, groups, 2] → [panels, groups, 2, width, 2]; what stands for 2 first is
+        scale and zero, last the panel's halves."""
+        return self.whole_rows(scales).permute(0, 3, 4, 2, 1)
+
+    def rows(self, panels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """[n, columns]: rows of what `floats` or `codes_of_8` made the panels from; codes have
+        whole fours of columns."""
+        panel, within = ids // self.height, ids % self.height
+        half, lane = within // self.width, within % self.width
+        if panels.dtype is torch.bfloat16:
+            return panels[panel, :, lane, half]
+        return panels[panel, :, half, lane].reshape(len(ids), -1)
