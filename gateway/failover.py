@@ -1,23 +1,22 @@
 """Drives one generation to its end over as many attempts as it takes.
 
-When a replica is lost, the tokens delivered so far are resubmitted with the prompt, so that nothing
-is lost and nothing comes twice. Only what was promised (accepted once) waits for a replica.
+When a replica is lost, or hands a request on, the tokens delivered so far are resubmitted with the
+prompt, so that nothing is lost and nothing comes twice. Only what was promised (accepted once)
+waits for a replica.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gateway import metrics
-from gateway.fleet import Fleet
-from gateway.generation import Generation
-from gateway.replica.client import ReplicaClient
+from gateway.attempt import Adopted, AttemptSink, Broken, Journey, MovedOn
+from gateway.crashes import CONVICTED
+from gateway.replica.client import SILENT, Attempt, ReplicaClient
 from gateway.replica.translate import Submission
 from gateway.request import StopRules
-from gateway.tokens import Finish, FinishReason, Start, TokenLogprobs
+from gateway.tokens import Finish, FinishReason
 from infermesh.errors import (
     MeshError,
     Poisoned,
-    ProtocolViolation,
     QueueFull,
     ReplicaUnavailable,
     Unavailable,
@@ -26,6 +25,7 @@ from infermesh.errors import (
 from infermesh.telemetry import logs
 
 _log = logs.get(__name__)
+# Of a request that was promised to nobody yet.
 MAX_BREAKS = 3
 _RETRY_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
@@ -34,105 +34,32 @@ _LONGEST_PAUSE_S = 1.0
 _ELSEWHERE = (Unavailable, QueueFull)
 
 
-class Broken(Exception):
-    """An attempt ended without its choices having finished; what was delivered stands."""
-
-    def __init__(self, cause: MeshError) -> None:
-        super().__init__(cause.message)
-        self.cause = cause
-
-
-class AttemptSink:
-    """Hands one attempt's events to the generation and notes how the attempt ended."""
-
-    def __init__(self, generation: Generation, replica: ReplicaClient) -> None:
-        self._generation = generation
-        self._replica = replica
-        self._outcome: asyncio.Future[MeshError | Broken | None] = (
-            asyncio.get_running_loop().create_future()
-        )
-
-    async def ended(self) -> None:
-        """Returns when every choice has finished or was dropped.
-
-        Raises:
-            Broken: the attempt was lost.
-            MeshError: the replica refused the request, failed it, or gave it up.
-        """
-        outcome = await self._outcome
-        if outcome is not None:
-            raise outcome
-
-    def on_accepted(self) -> None:
-        self._generation.accept(self._replica.replica_id)
-
-    def on_refused(self, error: MeshError) -> None:
-        self._end(error)
-
-    def on_started(self, choice: int, start: Start) -> None:
-        if not self._outcome.done():
-            self._generation.start(choice, start)
-
-    def on_delta(
-        self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
-    ) -> None:
-        if self._outcome.done() or self._generation.was_dropped(choice):
-            return
-        try:
-            self._generation.extend(choice, start, token_ids, logprobs)
-        except ProtocolViolation as violation:
-            self._end(Broken(violation))
-
-    def on_finished(self, choice: int, end: Finish | MeshError) -> None:
-        if self._outcome.done() or self._generation.was_dropped(choice):
-            return
-        if isinstance(end, MeshError):
-            self._end(end)
-            return
-        if end.reason is FinishReason.CANCELLED:  # not by us: we would not listen any more
-            self._end(ReplicaUnavailable("the replica cancelled the request"))
-            return
-        try:
-            self._generation.finish(choice, end)
-        except ProtocolViolation as violation:
-            self._end(Broken(violation))
-            return
-        if self._generation.ended:
-            self._end(None)
-
-    def on_broken(self, error: MeshError) -> None:
-        self._end(Broken(error))
-
-    def on_dropped(self) -> None:
-        """A choice is not wanted any more, maybe the last open one."""
-        if self._generation.ended:
-            self._end(None)
-
-    def _end(self, outcome: MeshError | Broken | None) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
-
-
 class Driver:
-    """Runs one generation.
+    """Runs one generation."""
 
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, generation: Generation, fleet: Fleet, clock: Callable[[], float]) -> None:
-        self._generation = generation
-        self._fleet = fleet
-        self._clock = clock
+    def __init__(self, journey: Journey) -> None:
+        self._journey = journey
+        self._generation = journey.generation
+        self._fleet = journey.fleet
+        self._prompt = journey.prompt
         self._attempt = 0
         self._breaks = 0
-        self._last_cause: MeshError | None = None
+        self._crashes = journey.crashes
+        # Why another attempt is made, as the metric names it.
+        self._why = ""
+        self._target: ReplicaClient | None = None
         self._refusing: dict[ReplicaClient, MeshError] = {}
         self._pause_s = _RETRY_PAUSE_S
 
-    async def run(self) -> None:
-        """Ends with the generation finished or failed; raises only when cancelled."""
+    async def run(self, adopted: Adopted | None = None) -> None:
+        """Ends with the generation finished or failed; raises only when cancelled.
+
+        Args:
+            adopted: an attempt that is under way.
+        """
         try:
+            if adopted is not None:
+                await self._follow(adopted.replica, adopted.attempt, adopted.sink)
             while not self._generation.ended:
                 replica = await self._next_replica()
                 if not self._generation.ended:  # its last choice may have been dropped meanwhile
@@ -150,29 +77,43 @@ class Driver:
             job=job,
             attempt=self._attempt,
             delivered=[(i, generation.choices[i].token_ids) for i in generation.open_choices()],
-            remaining_s=None if job.deadline is None else job.deadline - self._clock(),
+            remaining_s=None if job.deadline is None else job.deadline - self._journey.clock(),
+            num_crashes=self._crashes.worst(generation.open_choices()),
         )
-        if self._last_cause is not None:
-            metrics.FAILOVERS.labels(self._last_cause.code).inc()
+        if self._why:
+            metrics.FAILOVERS.labels(self._why).inc()
         self._attempt += 1
-        sink = AttemptSink(generation, replica)
-        attempt = replica.submit(submission, sink)
+        sink = AttemptSink(self._journey, replica)
+        await self._follow(replica, replica.submit(submission, sink), sink)
+
+    async def _follow(self, replica: ReplicaClient, attempt: Attempt, sink: AttemptSink) -> None:
+        generation = self._generation
 
         def drop(choice: int) -> None:
             attempt.cancel_choice(choice)
             sink.on_dropped()
 
         generation.on_dropped = drop
+        for index, choice in enumerate(generation.choices):
+            if choice.dropped:  # of an adopted one: its reader was faster than this task
+                drop(index)
         try:
             await sink.ended()
-            if not any(choice.dropped for choice in generation.choices):
-                attempt.release()  # else a dropped one may run yet: `cancel` below
+            # a dropped one may run yet: `cancel` below, unless it is to be kept
+            if generation.job.resumable or not any(c.dropped for c in generation.choices):
+                attempt.release()
         except Broken as broken:
-            self._on_break(replica, broken.cause)
+            self._on_break(replica, broken.cause, sink.was_accepted)
+        except MovedOn as moved:
+            self._why, self._target = f"moved_{moved.reason.value}", moved.target
+            self._end_what_is_complete()
         except _ELSEWHERE as refusal:
-            self._refusing[replica] = self._last_cause = refusal
+            self._refusing[replica] = refusal
+            self._why = refusal.code
             self._end_what_is_complete()
         finally:
+            if generation.elsewhere:
+                attempt.release()
             attempt.cancel()
 
     async def _next_replica(self) -> ReplicaClient:
@@ -182,8 +123,13 @@ class Driver:
             MeshError: nothing can take the job, and nothing was promised; or nothing ever will.
         """
         fingerprint = self._generation.job.fingerprint
+        target, self._target = self._target, None
+        if target is not None and target.routable:  # it was chosen, and counted, already
+            return target
         while True:
-            replica = self._fleet.pick(fingerprint, self._refusing)
+            await self._fleet.prepare(fingerprint, self._prompt)
+            accepted = self._generation.accepted
+            replica = self._fleet.pick(fingerprint, self._refusing, self._prompt, accepted)
             if replica is not None:
                 return replica
             if not self._generation.accepted:
@@ -194,18 +140,23 @@ class Driver:
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
             self._refusing.clear()
 
-    def _on_break(self, replica: ReplicaClient, cause: MeshError) -> None:
+    def _on_break(self, replica: ReplicaClient, cause: MeshError, was_accepted: bool) -> None:
         self._breaks += 1
-        self._last_cause = cause
+        self._why = cause.code
+        generation = self._generation
+        if was_accepted and SILENT not in cause.metadata:  # it may just be slow, and go on
+            self._crashes.crashed(generation.open_choices())
         _log.warning(
             "attempt lost", extra={**self._fields(), "replica": replica.address, "why": cause.code}
         )
         self._end_what_is_complete()
-        if self._generation.ended or self._breaks < MAX_BREAKS:
-            return
-        if self._generation.accepted:
-            raise Poisoned(f"the request was in flight at {self._breaks} losses of its replica")
-        raise ReplicaUnavailable(f"the replica was lost {self._breaks} times before it answered")
+        num_crashes = self._crashes.worst(generation.open_choices())
+        if num_crashes >= CONVICTED:
+            raise Poisoned(f"the request was in flight at {num_crashes} losses of its replica")
+        if not generation.accepted and self._breaks >= MAX_BREAKS:
+            raise ReplicaUnavailable(
+                f"the replica was lost {self._breaks} times before it answered"
+            )
 
     def _end_what_is_complete(self) -> None:
         """A choice whose last token was delivered needs no other replica to say that it ended."""

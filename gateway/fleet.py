@@ -4,19 +4,27 @@ Owns the replica clients. The choice itself is `routing`'s.
 """
 
 import asyncio
-import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from gateway import metrics
+from gateway.prompt_blocks import PromptBlocks
 from gateway.replica.client import ReplicaClient
 from gateway.replica.view import ReplicaState
 from gateway.request import Fingerprint
-from gateway.routing import choose
+from gateway.router import Router
+from gateway.routing import Policy
 from gateway.served_model import ServedModel
 from infermesh.config import ConfigError
 from infermesh.errors import Draining, MeshError, ModelLoading, ModelNotFound, ReplicaUnavailable
+from infermesh.telemetry import logs
 
+_log = logs.get(__name__)
 _RETRY_AFTER_S = 1.0
+_TICK_S = 0.05
+# With nowhere to go, patience costs a stream less than starting it again.
+_SILENCE_WITHOUT_SPARE_S = 10.0
+_LEAVING_POLL_S = 1.0
 
 
 def parse_aliases(pairs: Sequence[str]) -> dict[str, str]:
@@ -35,20 +43,98 @@ def parse_aliases(pairs: Sequence[str]) -> dict[str, str]:
 
 
 class Fleet:
-    """The replicas behind this gateway."""
+    """The replicas behind this gateway, which come and go.
+
+    Args:
+        silence_s: the streams of one that says nothing for so long go on elsewhere.
+
+    Attributes:
+        clients: of those that requests may go to. Who is taken from the list lives on until what
+            is open there has ended.
+        listeners: called at every change, by those who wait for one without a task of their own.
+    """
 
     def __init__(
-        self, addresses: Sequence[str], aliases: Mapping[str, str], threads: ThreadPoolExecutor
+        self,
+        aliases: Mapping[str, str],
+        threads: ThreadPoolExecutor,
+        policy: Policy,
+        silence_s: float,
     ) -> None:
+        self._silence_s = silence_s
         self._aliases = dict(aliases)
+        self._threads = threads
+        self._router = Router(policy, threads)
         self._changed = asyncio.Event()
-        self.clients = [ReplicaClient(a, threads, self._on_change) for a in addresses]
+        self.listeners: set[Callable[[], None]] = set()
+        # Not running yet; bounded by how many there are.
+        self._made: list[ReplicaClient] = []
+        self._has_made = asyncio.Event()
+        self._leaving: list[ReplicaClient] = []
+        self.clients: list[ReplicaClient] = []
+
+    def update(self, addresses: Collection[str]) -> None:
+        """These are the replicas from now on."""
+        wanted = dict.fromkeys(addresses)
+        for client in [one for one in self.clients if one.address not in wanted]:
+            _log.info("replica left", extra={"replica": client.address})
+            self.clients.remove(client)
+            self._leaving.append(client)
+            client.leaving.set()
+        known = {client.address for client in self.clients}
+        for address in wanted:
+            if address not in known:
+                _log.info("replica found", extra={"replica": address})
+                self.clients.append(self._come_back(address) or self._make(address))
+        metrics.REPLICAS_KNOWN.set(len(self.clients))
+        self._on_change()
+
+    def _come_back(self, address: str) -> ReplicaClient | None:
+        for client in self._leaving:
+            if client.address == address:
+                self._leaving.remove(client)
+                client.leaving.clear()
+                return client
+        return None
+
+    def _make(self, address: str) -> ReplicaClient:
+        client = ReplicaClient(address, self._threads, self._on_change)
+        self._made.append(client)
+        self._has_made.set()
+        return client
 
     async def run(self) -> None:
         """Keeps every replica connected until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for client in self.clients:
-                tasks.create_task(client.run())
+            tasks.create_task(self._tick())
+            while True:
+                self._has_made.clear()
+                while self._made:
+                    tasks.create_task(self._keep(self._made.pop()))
+                await self._has_made.wait()
+
+    async def _tick(self) -> None:
+        """Time makes replicas let more in, or takes them for lost where they are silent."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for client in [*self.clients, *self._leaving]:
+                patience_s = (
+                    self._silence_s if self._has_spare(client) else _SILENCE_WITHOUT_SPARE_S
+                )
+                client.check_silence(patience_s)
+            if any(client.admittance.held_back for client in self.clients):
+                self._on_change()
+
+    async def _keep(self, client: ReplicaClient) -> None:
+        """Runs a client until it has left and nothing of ours is open there."""
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(client.run())
+            await client.leaving.wait()
+            while client.num_inflight or not client.leaving.is_set():
+                await self.changed(_LEAVING_POLL_S)
+                await client.leaving.wait()
+            self._leaving.remove(client)
+            running.cancel()
 
     def models(self) -> list[ServedModel]:
         """Every model served here, one entry per name."""
@@ -100,23 +186,75 @@ class Fleet:
         return models[0]
 
     def pick(
-        self, fingerprint: Fingerprint, excluding: Collection[ReplicaClient] = ()
+        self,
+        fingerprint: Fingerprint,
+        excluding: Collection[ReplicaClient] = (),
+        prompt: PromptBlocks | None = None,
+        resumed: bool = False,
     ) -> ReplicaClient | None:
-        """The replica for one request; None where none can take it now."""
-        pairs = [
-            (client, client.candidate())
+        """The replica for one request, which is to be sent there; None where none can take it now.
+
+        Args:
+            prompt: None: without regard to who holds what.
+            resumed: it was promised to a client before.
+        """
+        able = [
+            c
+            for c in self._routable(fingerprint)
+            if c not in excluding and c.admittance.permits(resumed)
+        ]
+        able = [c for c in able if c.serving] or able  # at a recovering one it would wait
+        replica = self._router.choose(able, prompt)
+        if replica is not None:
+            replica.admittance.chosen(resumed)
+        return replica
+
+    def pick_other(
+        self, fingerprint: Fingerprint, replica: ReplicaClient, prompt: PromptBlocks
+    ) -> ReplicaClient | None:
+        """The replica where an open request of this one would go on at once."""
+        down = [c for c in self.clients if not c.serving]
+        return self.pick(fingerprint, [replica, *down], prompt, resumed=True)
+
+    async def prepare(self, fingerprint: Fingerprint, prompt: PromptBlocks) -> None:
+        """What takes too long for `pick`, which is to follow."""
+        await self._router.prepare(self._routable(fingerprint), prompt)
+
+    def _has_spare(self, client: ReplicaClient) -> bool:
+        """Another replica could go on with its streams at once."""
+        model = client.model
+        return model is not None and any(
+            other.serving for other in self._routable(model.fingerprint) if other is not client
+        )
+
+    def _routable(self, fingerprint: Fingerprint) -> list[ReplicaClient]:
+        return [
+            client
             for client in self.clients
             if client.routable
             and client.model is not None
             and client.model.fingerprint == fingerprint
-            and client not in excluding
         ]
-        chosen = choose([candidate for _, candidate in pairs], random.randrange)
-        # by identity: nothing keeps two schedulers from reporting the same id
-        return next((client for client, candidate in pairs if candidate is chosen), None)
+
+    def attachable(self, fingerprint: Fingerprint) -> list[ReplicaClient]:
+        """Replicas of this model that can be asked for a request."""
+        return [
+            client
+            for client in [*self.clients, *self._leaving]
+            if client.attachable
+            and client.model is not None
+            and client.model.fingerprint == fingerprint
+        ]
 
     def why_none(self, fingerprint: Fingerprint) -> MeshError:
         """Why no replica can take a request for this model now."""
+        failing = self._routable(fingerprint)
+        if failing:
+            soonest_s = min(client.admittance.breaker.retry_after_s for client in failing)
+            return ReplicaUnavailable(
+                "every replica of the model has failed several times of late",
+                retry_after_s=max(_RETRY_AFTER_S, soonest_s),
+            )
         return _why_not([c for c in self.clients if c.model and c.model.fingerprint == fingerprint])
 
     def may_return(self, fingerprint: Fingerprint) -> bool:
@@ -133,6 +271,16 @@ class Fleet:
             return self.why_none(fingerprint)
         return ReplicaUnavailable("the model that began this answer is not served any more")
 
+    async def warm_up(self, timeout_s: float) -> None:
+        """Returns once every replica can take requests, or after a while."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                # none: names and file have not been looked at yet
+                while not (self.clients and all(client.routable for client in self.clients)):
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
     async def changed(self, timeout_s: float) -> None:
         """Returns when any replica changed, or after a while."""
         try:
@@ -144,6 +292,8 @@ class Fleet:
     def _on_change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        for listener in list(self.listeners):
+            listener()
 
 
 def _serves(client: ReplicaClient, model_id: str) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway import metrics
 from gateway.request import Job, ReplicaId
@@ -49,8 +50,7 @@ class ChoiceLog:
         return 0 if told is None else told.cached_prompt_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceNews:
+class ChoiceNews(NamedTuple):
     """What a reader had not seen of one choice."""
 
     choice: int
@@ -152,6 +152,7 @@ class Generation:
     Attributes:
         on_abandoned: called when the last reader left before the end.
         on_dropped: called with a choice that no reader wants any more.
+        elsewhere: it goes on without this gateway, which does not account for it.
     """
 
     def __init__(self, job: Job, clock: Callable[[], float]) -> None:
@@ -159,6 +160,7 @@ class Generation:
         self.choices = [ChoiceLog() for _ in range(job.num_choices)]
         self.num_tokens = 0
         self.accepted = False
+        self.elsewhere = False
         self.error: MeshError | None = None
         self.replica_ids: list[ReplicaId] = []  # one per attempt that was accepted
         self.on_abandoned: Callable[[], None] = lambda: None

@@ -5,6 +5,7 @@ Both edges, HTTP and gRPC, are in front of this; it knows neither.
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -14,21 +15,32 @@ from gateway import metrics
 from gateway.admission import Admission
 from gateway.auth.gate import Gate, Ticket
 from gateway.cache.replay import Replay
-from gateway.cache.stage import CachePolicy, CacheStage
+from gateway.cache.stage import CachePolicy, CacheStage, Pending
 from gateway.cache.translate import Question
-from gateway.failover import Driver
+from gateway.detached import Detached, goes_on
+from gateway.driving import Driving
 from gateway.fleet import Fleet
 from gateway.generation import Generation
 from gateway.identity import INFERENCE, Principal
 from gateway.ranges import check, check_token_ids
 from gateway.records import Records, RequestRecord
+from gateway.rejoin import Asked, Rejoin
 from gateway.reply import PromptReply, Reply
-from gateway.request import Call, Conversation, GenerationRequest, Job, Options, Prompt
+from gateway.request import (
+    Call,
+    Conversation,
+    GenerationRequest,
+    Job,
+    Options,
+    Prompt,
+    Resumable,
+)
 from gateway.resolve import most_tokens, resolve
+from gateway.resumption import Entry, Kept, Resumption, SharedTicket
 from gateway.served_model import ServedModel
-from gateway.single_flight import SingleFlight, may_share
+from gateway.single_flight import KEPT_UNREAD, SingleFlight, may_share
 from infermesh.config import GatewayConfig
-from infermesh.errors import InvalidRequest, MeshError, as_mesh_error
+from infermesh.errors import InvalidRequest, MeshError
 from infermesh.telemetry import logs
 
 _log = logs.get(__name__)
@@ -55,15 +67,19 @@ class Pipeline:
     ) -> None:
         self.fleet = fleet
         self.gate = gate
-        self.admission = Admission(config.max_inflight_requests)
+        self.admission = Admission(config.max_inflight_requests, clock)
         self.records = Records(clock)
         self._config = config
         self._cache = cache
-        self._spawn = spawn
-        self._running: dict[Generation, asyncio.Task[None]] = {}
+        self._driving = Driving(fleet, spawn, self._forget, clock)
+        self._detached = Detached(config.resume_grace_s, spawn, self._end)
         self._clock = clock
+        self.resumption = Resumption(
+            config.resume_grace_s, config.resume_max_requests, config.resume_max_tokens, clock
+        )
+        self._rejoin = Rejoin(self.resumption, fleet, gate, config, self._driving.begin, clock)
         self.flights = SingleFlight(
-            config.reuse_policy, config.slow_consumer_buffer_tokens, self._drive, clock
+            config.reuse_policy, config.slow_consumer_buffer_tokens, self._driving.begin, clock
         )
 
     async def open(self, request: GenerationRequest, call: Call) -> Reply:
@@ -77,39 +93,78 @@ class Pipeline:
             check(request.options)
             principal = await self.gate.identify(call.credential, INFERENCE)
             record.authorised_at = self._clock()
-            self.admission.enter()
+            self.admission.enter(principal.tenant, principal.weight)
         except BaseException as error:
-            self._settle(record, error)
+            self.records.settle(record, error)
             raise
         metrics.INFLIGHT.inc()
         reply: Reply | None = None
-        ticket: Ticket | None = None
         try:
             model = self.fleet.resolve(request.model)
             principal.require_model(request.model, model.model_id)
-            jobs = await self._tokenise(request, model, call, principal, record)
-            ticket = await self.gate.admit(principal, sum(map(most_tokens, jobs)))
-            policy = self._cache_policy(principal)
-            question = await self._cache.question(request, jobs, model, call, policy, record)
-            wake = asyncio.Event()
-            pending = await self._cache.ask(question, record)
-            found = self._cache.found(question, pending, record, wake)
-            prompts = self._prompts(jobs, found, model, request.options, record, wake)
-            reply = self._reply(prompts, model, call, record, wake, ticket, question)
-            late = await self._cache.found_late(question, pending, reply, wake, call.whole)
+            asked = Asked(request, call, model, principal, record, asyncio.Event())
+            name = self._rejoin.name(asked)
+            pending: Pending | None = None
+            async with self.resumption.turn(name) as entry:
+                reply = await self._resume(asked, name, entry)
+                if reply is None:
+                    reply, pending = await self._begin(asked, name, entry)
+            late = await self._cache.found_late(
+                reply.question, pending, reply, asked.wake, call.whole
+            )
             if late is not None:
                 reply.replace([PromptReply(late, model, request.options, 0)])
             await reply.admitted()
         except BaseException as exc:  # a cancelled request must give its place back, too
-            self._settle(record, exc)
-            if ticket is not None:
-                ticket.cancel()
+            if reply is not None and self._may_go_on(reply, exc):
+                self._detached.add(reply)
+                raise
+            self.records.settle(record, exc)
             if reply is None:
-                self._leave()
+                self._leave(principal.tenant)
             else:
+                reply.ticket.cancel()
                 reply.close()
             raise
         return reply
+
+    async def _resume(
+        self, asked: Asked, name: Resumable | None, entry: Entry | None
+    ) -> Reply | None:
+        if name is None or entry is None:
+            return None
+        kept = await self._rejoin.find(asked, name, entry)
+        if kept is None:
+            return None
+        reader = kept.generation.join(asked.wake, KEPT_UNREAD)
+        prompt = PromptReply(reader, asked.model, asked.request.options, 0, asked.num_had)
+        return self._reply([prompt], asked, kept.ticket.share(), None)
+
+    async def _begin(
+        self, asked: Asked, name: Resumable | None, entry: Entry | None
+    ) -> tuple[Reply, Pending | None]:
+        request, call, model, record = asked.request, asked.call, asked.model, asked.record
+        jobs = await self._tokenise(request, model, call, asked.principal, record)
+        if name is not None:
+            jobs = [dataclasses.replace(job, resumable=name) for job in jobs]
+        record_id = name.record_id if name is not None else None
+        most = sum(map(most_tokens, jobs))
+        ticket = await self.gate.admit(asked.principal, most, record_id)
+        try:
+            policy = self._cache_policy(asked.principal)
+            question = await self._cache.question(request, jobs, model, call, policy, record)
+            pending = await self._cache.ask(question, record)
+            found = self._cache.found(question, pending, record, asked.wake)
+            question = self._cache.marked(question)
+            prompts = self._prompts(jobs, found, model, request.options, record, asked.wake)
+        except BaseException:
+            ticket.cancel()
+            raise
+        if entry is not None:
+            kept = Kept(prompts[0].reader.generation, SharedTicket(ticket))
+            self.resumption.keep(entry, kept)
+            ticket = kept.ticket.share()
+        return self._reply(prompts, asked, ticket, question), pending
 
     @asynccontextmanager
     async def admitted(
@@ -124,20 +179,20 @@ class Pipeline:
         try:
             principal = await self.gate.identify(call.credential, scope)
             record.authorised_at = self._clock()
-            self.admission.enter()
+            self.admission.enter(principal.tenant, principal.weight)
         except BaseException as error:
-            self._settle(record, error)
+            self.records.settle(record, error)
             raise
         metrics.INFLIGHT.inc()
         try:
             yield principal, record
         except BaseException as exc:
-            self._settle(record, exc)
+            self.records.settle(record, exc)
             raise
         else:
-            self._settle(record, None)
+            self.records.settle(record, None)
         finally:
-            self._leave()
+            self._leave(principal.tenant)
 
     async def tokenise(self, prompt: Prompt, model: ServedModel) -> list[int]:
         """The token ids of one prompt."""
@@ -149,11 +204,34 @@ class Pipeline:
         return list(prompt)
 
     def finish(self, reply: Reply, error: BaseException | None = None) -> None:
-        """Accounts for a reply that has ended, well or not, and closes it."""
+        """Accounts for a reply that has ended, well or not, and closes it; one that outlives its
+        client's connection goes on.
+        """
+        if self._may_go_on(reply, error):
+            self._detached.add(reply)
+        else:
+            self._end(reply, error)
+
+    def _end(self, reply: Reply, error: BaseException | None) -> None:
         reply.close()
         self._cache.settle(reply.question, reply, error is None)
-        self._settle(reply.record, error)
-        reply.ticket.settle(reply.record)
+        self.records.settle(reply.record, error)
+        if reply.is_elsewhere:
+            reply.ticket.cancel()
+        else:
+            reply.ticket.settle(reply.record)
+
+    def hand_over(self) -> None:
+        """Leaves requests whose clients have gone to their replicas, for other gateways."""
+        self._driving.leaving = True
+        self._detached.hand_over()
+
+    def abandon(self, error: MeshError) -> None:
+        """Fails whatever is still generated; clients get the error as their last event."""
+        self._driving.fail_all(error)
+
+    def _may_go_on(self, reply: Reply, error: BaseException | None) -> bool:
+        return self.admission.open and goes_on(reply, error)
 
     async def _tokenise(
         self,
@@ -216,82 +294,30 @@ class Pipeline:
     def _reply(
         self,
         prompts: Sequence[PromptReply],
-        model: ServedModel,
-        call: Call,
-        record: RequestRecord,
-        wake: asyncio.Event,
+        asked: Asked,
         ticket: Ticket,
         question: Question | None,
     ) -> Reply:
-        deadline = self._clock() + self._config.request_timeout_s
+        deadline, own = self._clock() + self._config.request_timeout_s, asked.call.deadline
         return Reply(
-            model=model,
+            model=asked.model,
             prompts=prompts,
-            wake=wake,
-            record=record,
-            deadline=deadline if call.deadline is None else min(deadline, call.deadline),
+            wake=asked.wake,
+            record=asked.record,
+            deadline=deadline if own is None else min(deadline, own),
             clock=self._clock,
             ticket=ticket,
-            on_close=self._leave,
+            on_close=functools.partial(self._leave, asked.principal.tenant),
             question=question,
         )
 
-    def abandon(self, error: MeshError) -> None:
-        """Fails whatever is still generated; clients get the error as their last event."""
-        for generation, task in list(self._running.items()):
-            generation.fail(error)
-            task.cancel()
-
-    def _drive(self, generation: Generation) -> None:
-        task = self._spawn(self._run(generation))
-        self._running[generation] = task
-        task.add_done_callback(lambda _: self._forget(generation))
-
-        def abandon() -> None:
-            self._forget(generation)
-            task.cancel()
-
-        generation.on_abandoned = abandon
-
-    async def _run(self, generation: Generation) -> None:
-        await Driver(generation, self.fleet, self._clock).run()
-
     def _forget(self, generation: Generation) -> None:
         self.flights.forget(generation)
-        self._running.pop(generation, None)
+        self.resumption.ended(generation)
 
-    def _settle(self, record: RequestRecord, exc: BaseException | None) -> None:
-        """Notes how the request ended; the first answer stands."""
-        if record.ended_at is not None:
-            return
-        record.ended_at = self._clock()
-        if exc is None:
-            record.status = "ok"
-        elif isinstance(exc, (asyncio.CancelledError, GeneratorExit)):  # the client left
-            record.status, record.error = "cancelled", "cancelled"
-        else:
-            record.status, record.error = "failed", as_mesh_error(exc).code
-        duration_s = record.ended_at - record.started_at
-        metrics.REQUEST_DURATION.labels(record.endpoint).observe(duration_s)
-        metrics.PROMPT_TOKENS.inc(record.usage.prompt_tokens)
-        metrics.COMPLETION_TOKENS.inc(record.usage.completion_tokens)
-        _log.info(
-            "request",
-            extra={
-                "request_id": record.request_id,
-                "endpoint": record.endpoint,
-                "model": record.model,
-                "status": record.status,
-                "error": record.error,
-                "prompt_tokens": record.usage.prompt_tokens,
-                "completion_tokens": record.usage.completion_tokens,
-                "duration_ms": round(duration_s * 1e3, 1),
-            },
-        )
-
-    def _leave(self) -> None:
+    def _leave(self, tenant: str) -> None:
         metrics.INFLIGHT.dec()
-        self.admission.leave()
+        self.admission.leave(tenant)
 
 
 def _draw_seed() -> int:

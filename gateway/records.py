@@ -3,15 +3,21 @@
 No prompts, keys or token ids.
 """
 
+import asyncio
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway import metrics
 from gateway.cache.verdict import Verdict
 from gateway.request import RequestId
 from gateway.tokens import ChoiceTimings, Usage
+from infermesh.errors import as_mesh_error
+from infermesh.telemetry import logs
+
+_log = logs.get(__name__)
 
 
 @dataclass(slots=True)
@@ -23,7 +29,10 @@ class RequestRecord:
 
     Attributes:
         cache: what became of the question whether an answer is there; None without a cache.
+        resumed_from: the request that began the answer, where that was another one of its key.
         held_s: how long a token waited for the cache's word.
+        refresh: brings usage and timings of a running request up to date, which not every token
+            does.
     """
 
     request_id: RequestId
@@ -37,6 +46,7 @@ class RequestRecord:
     usage: Usage = field(default_factory=Usage)
     attempts: list[str] = field(default_factory=list)
     shared: bool = False
+    resumed_from: RequestId | None = None
     authorised_at: float | None = None
     tokenized_at: float | None = None
     cache: Verdict | None = None
@@ -47,6 +57,7 @@ class RequestRecord:
     first_token_at: float | None = None
     ended_at: float | None = None
     timings: ChoiceTimings | None = None
+    refresh: Callable[[], None] | None = None
 
     def phases(self, now: float) -> dict[str, float]:
         """Milliseconds per phase, those that were reached."""
@@ -79,6 +90,8 @@ class RequestRecord:
 
     def as_json(self, now: float) -> dict[str, Any]:
         """For the admin port."""
+        if self.refresh is not None:
+            self.refresh()
         return {
             "id": self.request_id,
             "endpoint": self.endpoint,
@@ -90,6 +103,7 @@ class RequestRecord:
             "usage": dataclasses.asdict(self.usage),
             "replicas": self.attempts,
             "single_flight": self.shared,
+            "resumed_from": self.resumed_from,
             "cache": None if self.cache is None else self.cache.as_json(),
             "preemptions": self.timings.num_preemptions if self.timings else 0,
             "replays": self.timings.num_replays if self.timings else 0,
@@ -118,6 +132,35 @@ class Records:
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)
         return record
+
+    def settle(self, record: RequestRecord, exc: BaseException | None) -> None:
+        """Notes how a request ended, counts it and logs it; the first word stands."""
+        if record.ended_at is not None:
+            return
+        record.ended_at = self._clock()
+        if exc is None:
+            record.status = "ok"
+        elif isinstance(exc, (asyncio.CancelledError, GeneratorExit)):  # the client left
+            record.status, record.error = "cancelled", "cancelled"
+        else:
+            record.status, record.error = "failed", as_mesh_error(exc).code
+        duration_s = record.ended_at - record.started_at
+        metrics.REQUEST_DURATION.labels(record.endpoint).observe(duration_s)
+        metrics.PROMPT_TOKENS.inc(record.usage.prompt_tokens)
+        metrics.COMPLETION_TOKENS.inc(record.usage.completion_tokens)
+        _log.info(
+            "request",
+            extra={
+                "request_id": record.request_id,
+                "endpoint": record.endpoint,
+                "model": record.model,
+                "status": record.status,
+                "error": record.error,
+                "prompt_tokens": record.usage.prompt_tokens,
+                "completion_tokens": record.usage.completion_tokens,
+                "duration_ms": round(duration_s * 1e3, 1),
+            },
+        )
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """A request as JSON, None where it is not known any more."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from gateway import metrics
+from gateway.alarm import Alarm
 from gateway.auth.gate import Ticket
 from gateway.cache.translate import Question
 from gateway.generation import ChoiceNews, Generation
@@ -32,17 +33,31 @@ class Reader(Protocol):
 
 
 class PromptReply:
-    """The choices of one prompt."""
+    """The choices of one prompt.
+
+    Args:
+        num_had: tokens of each choice that the client has; empty: none.
+    """
 
     def __init__(
-        self, reader: Reader, model: ServedModel, options: Options, first_index: int
+        self,
+        reader: Reader,
+        model: ServedModel,
+        options: Options,
+        first_index: int,
+        num_had: Sequence[int] = (),
     ) -> None:
         self._reader = reader
+        self.num_had = had = tuple(num_had) or (0,) * options.n
         job = reader.generation.job
         self.prompt_len = len(job.prompt_token_ids)
         self.texts = [
             ChoiceText(
-                first_index + i, model.text.family, options.stop_strings, job.stop.min_tokens
+                first_index + i,
+                model.text.family,
+                options.stop_strings,
+                job.stop.min_tokens,
+                had[i],
             )
             for i in range(job.num_choices)
         ]
@@ -71,11 +86,10 @@ class PromptReply:
                 ended_here.append(news.choice)
             if (delta := text.take()) is not None:
                 deltas.append(delta)
+        for choice in ended_here:  # before it leaves: what all have declined has ended well
+            self._reader.decline(choice)
         if self.done:
             self._reader.close()
-        else:
-            for choice in ended_here:
-                self._reader.decline(choice)
         return deltas
 
     def usage(self) -> Usage:
@@ -126,6 +140,9 @@ class Reply:
         self._clock = clock
         self._on_close = on_close
         self._closed = False
+        self._alarm = Alarm(self._ring)
+        self._is_silent = False
+        record.refresh = self._note_progress
 
     async def admitted(self) -> None:
         """Returns once every prompt was accepted by a scheduler.
@@ -145,6 +162,16 @@ class Reply:
         while not condition():
             await self._woken(None)
             self._note_admission()
+
+    @property
+    def is_kept(self) -> bool:
+        """Its client may go away, and come back."""
+        return any(p.reader.generation.job.resumable is not None for p in self.prompts)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Another gateway goes on with it."""
+        return any(prompt.reader.generation.elsewhere for prompt in self.prompts)
 
     @property
     def ended(self) -> bool:
@@ -168,16 +195,19 @@ class Reply:
         Raises:
             MeshError: the request failed; after everything that came before.
         """
-        while not self._done():
+        done = self._done()
+        while not done:
             batch, failure = self._take()
             if batch:
-                self._note_progress()
-                if self._done():
+                done = self._done()
+                if done or self.record.first_token_at is None:  # whoever looks between refreshes it
+                    self._note_progress()
+                if done:
                     self.ticket.settle(self.record)
                 yield batch
             if failure is not None:
                 raise failure
-            if not batch and not self._done() and not await self._woken(patience_s):
+            if not batch and not await self._woken(patience_s):
                 yield []
 
     def _take(self) -> tuple[list[ChoiceDelta], MeshError | None]:
@@ -205,9 +235,11 @@ class Reply:
         if self._closed:
             return
         self._closed = True
+        self._alarm.close()
         for prompt in self.prompts:
             prompt.reader.close()
         self._note_progress()
+        self.record.refresh = None  # the record outlives the reply, and its tokens
         self._on_close()
 
     def _done(self) -> bool:
@@ -219,13 +251,16 @@ class Reply:
         if remaining <= 0:
             raise DeadlineExceeded("the request's time is over")
         wait_s = remaining if patience_s is None else min(patience_s, remaining)
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
+        self._alarm.set(wait_s)
+        await self._wake.wait()
+        self._alarm.off()
         self._wake.clear()
-        return True
+        was_silent, self._is_silent = self._is_silent, False
+        return not was_silent
+
+    def _ring(self) -> None:
+        self._is_silent = True
+        self._wake.set()
 
     def _note_admission(self) -> None:
         accepted = all(prompt.reader.generation.accepted for prompt in self.prompts)

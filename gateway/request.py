@@ -91,6 +91,8 @@ class Call:
         deadline: on the monotonic clock, where the client itself set one.
         cache_control: what the client asks of the cache, as it wrote it.
         whole: the client sees nothing before the answer's end.
+        idempotency_key: the client's; empty: the request ends when its client goes away.
+        resume_from: what the client has of the answer, as it wrote it.
     """
 
     request_id: RequestId
@@ -100,6 +102,23 @@ class Call:
     traceparent: str = ""
     cache_control: str = ""
     whole: bool = False
+    idempotency_key: str = ""
+    resume_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What names a request to every gateway.
+
+    Attributes:
+        key: hash of tenant and idempotency key.
+        digest: hash of what was asked for.
+        record_id: of the request's usage record.
+    """
+
+    key: bytes
+    digest: bytes
+    record_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +128,8 @@ class Job:
     Attributes:
         shareable_seed: the client's own seed; a drawn one does not make a request unlike another.
         reuse_policy: the tenant's; empty: the gateway's.
+        rope_switch_len: of the model, see `ServedModel`.
+        resumable: it outlives its clients' connections; None: it ends with its last reader.
     """
 
     request_id: RequestId
@@ -127,3 +148,5 @@ class Job:
     shareable_seed: int | None
     tenant_weight: float = 1.0
     reuse_policy: str = ""
+    rope_switch_len: int = 0
+    resumable: Resumable | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.identity import Principal
 from gateway.ranges import check_token_ids
-from gateway.request import Call, Job, Options, Sampling, StopRules
+from gateway.request import Call, Job, Options, Resumable, Sampling, StopRules
 from gateway.served_model import ServedModel
 from infermesh.errors import ContextLengthExceeded, InvalidRequest
 
@@ -53,11 +53,42 @@ def resolve(
         tenant=principal.tenant,
         tenant_weight=principal.weight,
         reuse_policy=principal.reuse_policy,
+        rope_switch_len=model.rope_switch_len,
         sharing_domain=principal.sharing_domain(options.user),
         traceparent=call.traceparent,
         deadline=call.deadline,
         temperature_given=sampling.temperature is not None,
         shareable_seed=sampling.seed,
+    )
+
+
+def bare_job(
+    call: Call,
+    options: Options,
+    model: ServedModel,
+    principal: Principal,
+    name: Resumable,
+    deadline: float,
+) -> Job:
+    """A job of which only a replica that has it knows prompt, sampling and stop conditions."""
+    return Job(
+        request_id=call.request_id,
+        model_id=model.model_id,
+        fingerprint=model.fingerprint,
+        prompt_token_ids=(),
+        num_choices=options.n,
+        sampling=options.sampling,
+        stop=options.stop,
+        priority=options.priority,
+        tenant=principal.tenant,
+        tenant_weight=principal.weight,
+        reuse_policy=principal.reuse_policy,
+        sharing_domain=principal.sharing_domain(options.user),
+        traceparent=call.traceparent,
+        deadline=call.deadline or deadline,
+        temperature_given=options.sampling.temperature is not None,
+        shareable_seed=options.sampling.seed,
+        resumable=name,
     )
 
 

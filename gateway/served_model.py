@@ -12,7 +12,11 @@ from gateway.text.tokenizer import ModelText
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One loaded model; replicas with its fingerprint are interchangeable."""
+    """One loaded model; replicas with its fingerprint are interchangeable.
+
+    Attributes:
+        rope_switch_len: longer sequences share no KV blocks with others; 0: all lengths share.
+    """
 
     model_id: str
     fingerprint: Fingerprint
@@ -24,6 +28,9 @@ class ServedModel:
     created_unix_s: int
     defaults: Sampling
     text: ModelText
+    rope_switch_len: int = 0
+    # "int8", "int4-g32"; empty: weights are floats
+    quantization: str = ""
 
 
 def sampling_defaults(generation_config_json: str) -> Sampling:

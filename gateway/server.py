@@ -10,6 +10,7 @@ from gateway.auth.gate import Gate, OpenGate
 from gateway.auth.keyed_gate import KeyedGate
 from gateway.cache.client import CacheClient
 from gateway.cache.stage import CacheStage
+from gateway.discovery import Discovery
 from gateway.embeddings import Embeddings
 from gateway.fleet import Fleet, parse_aliases
 from gateway.grpc.servicer import SERVICE_NAME, InferenceServicer
@@ -17,6 +18,7 @@ from gateway.http.admin import admin_app
 from gateway.http.app import public_app
 from gateway.http.serve import HttpServer
 from gateway.pipeline import Pipeline
+from gateway.routing import Policy
 from infermesh import rpc
 from infermesh.config import GatewayConfig
 from infermesh.errors import Draining
@@ -44,11 +46,17 @@ class GatewayService:
             check_bind(f"gateway.{setting}", getattr(config, setting))
         self._config = config
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self.fleet = Fleet(config.replicas, parse_aliases(config.model_aliases), self._threads)
+        aliases = parse_aliases(config.model_aliases)
+        policy = Policy(config.routing)
+        self.fleet = Fleet(aliases, self._threads, policy, config.replica_silence_s)
+        self._discovery = Discovery(
+            config.replicas, config.replicas_file, config.discovery_interval_s, self.fleet.update
+        )
         # the loop's own clock has steps of a millisecond
         self.cache = CacheClient(config.cache, time.monotonic) if config.cache else None
         self._http: list[HttpServer] = []
         self._http_tasks: list[asyncio.Task[None]] = []
+        self._tasks: asyncio.TaskGroup
         self._grpc: grpc.aio.Server | None = None
         self._health: rpc.HealthHandle | None = None
         self._addresses: dict[str, str] = {}
@@ -59,10 +67,18 @@ class GatewayService:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once: replicas that are not ready are answered for with 503."""
         config = self._config
+        self._tasks = tasks
+        tasks.create_task(self.fleet.run())
+        tasks.create_task(self._discovery.run())
+        self._gate.start(tasks)
+        if self.cache is not None:
+            tasks.create_task(self.cache.run())
+        await self.fleet.warm_up(config.warm_up_s)
         stage = CacheStage(self.cache, config, self._threads, time.monotonic)
         self.pipeline = Pipeline(
             config, self.fleet, self._gate, stage, tasks.create_task, time.monotonic
         )
+        tasks.create_task(self.pipeline.resumption.run())
         embeddings = Embeddings(self.cache, self.pipeline, config.request_timeout_s)
         public = HttpServer(
             public_app(self.pipeline, embeddings, config),
@@ -74,7 +90,9 @@ class GatewayService:
             admin_app(self.pipeline, self.cache), "gateway.admin_address", config.admin_address
         )
         self._http.append(admin)
-        self._grpc = rpc.create_server(write_timeout_s=config.write_timeout_s)
+        self._grpc = rpc.create_server(
+            write_timeout_s=config.write_timeout_s, reuse_port=config.grpc_reuse_port
+        )
         servicer = InferenceServicer(self.pipeline, embeddings, config.default_max_tokens or None)
         add_InferenceServiceServicer_to_server(servicer, self._grpc)
         self._health = rpc.add_standard_services(self._grpc, [SERVICE_NAME])
@@ -87,23 +105,27 @@ class GatewayService:
         }
         await self._grpc.start()
         await self._health.set_serving(True)
-        tasks.create_task(self.fleet.run())
-        self._gate.start(tasks)
-        if self.cache is not None:
-            tasks.create_task(self.cache.run())
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
         for server in self._http:
             await server.started()
 
     async def drain(self, grace_s: float) -> None:
-        """New requests get 503; answers under way finish, or are told that they can't."""
-        self.pipeline.admission.close()
+        """Answers under way finish, or are told that they can't. Who is connected may still ask for
+        a moment and goes elsewhere then; what comes later gets 503.
+        """
+        self.pipeline.admission.close_soon()
+        self.pipeline.hand_over()
         if self._health is not None:
             await self._health.set_serving(False)
+        if self._grpc is not None:  # GOAWAY: calls under way finish
+            self._tasks.create_task(self._grpc.stop(grace_s + _LAST_WORDS_S))
         try:
             async with asyncio.timeout(grace_s):
+                await self._http[0].hand_over(self._config.hand_over_s)
+                self.pipeline.admission.close()
                 await self.pipeline.admission.idle()
         except TimeoutError:
+            self.pipeline.admission.close()
             self.pipeline.abandon(Draining("the gateway is shutting down"))
             try:
                 async with asyncio.timeout(_LAST_WORDS_S):

@@ -13,6 +13,8 @@ from gateway.generation import Generation, Reader
 from gateway.request import Job
 
 Key = bytes
+# Tokens that a reader of a kept answer may leave unread: any number.
+KEPT_UNREAD = 1 << 62
 
 
 def may_share(job: Job, policy: str) -> bool:
@@ -91,8 +93,8 @@ class SingleFlight:
 
     def join(self, job: Job, wake: asyncio.Event) -> Reader:
         """A reader of the job's generation; leaving it is the reader's `close`."""
-        if not may_share(job, self._policy):
-            return self._begin(job, wake)
+        if job.resumable is not None or not may_share(job, self._policy):
+            return self._begin(job, wake)  # one with a key is its clients' own: see `resumption`
         key = fingerprint(job)
         running = self._running.get(key)
         if running is not None and running.joinable and serves(running.job, job):
@@ -114,6 +116,7 @@ class SingleFlight:
 
     def _begin(self, job: Job, wake: asyncio.Event) -> Reader:
         generation = Generation(job, self._clock)
-        reader = generation.join(wake, self._max_unread)
+        # all of an answer that has a key is kept in any case
+        reader = generation.join(wake, KEPT_UNREAD if job.resumable else self._max_unread)
         self._start(generation)
         return reader

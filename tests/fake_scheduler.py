@@ -5,13 +5,14 @@ can tell a lost token from a doubled one.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
 from infermesh import rpc
-from infermesh.errors import MeshError, to_detail
+from infermesh.errors import IdempotencyConflict, MeshError, NotFound, to_detail
 from infermesh.v1 import model_pb2, sampling_pb2
 from infermesh.v1 import scheduler_service_pb2 as pb
 from infermesh.v1.scheduler_service_pb2_grpc import (
@@ -19,37 +20,11 @@ from infermesh.v1.scheduler_service_pb2_grpc import (
     add_SchedulerServiceServicer_to_server,
 )
 from tests import tiny_tokenizer
+from tests.fake_stream import Script, Stream, words
 
-# submit, choice -> the whole output of an undisturbed run, EOS included where it ends by it
-Script = Callable[[pb.Submit, int], list[int]]
 MAX_MODEL_LEN = 256
 _FILE_CHUNK = 4096
-
-
-def words(submit: pb.Submit, choice: int) -> list[int]:
-    """Readable and different for every choice: `word 0 of choice 1, word 1 of choice 1, ...`"""
-    text = "".join(f" word {i} of choice {choice}," for i in range(60))
-    token_ids: list[int] = tiny_tokenizer.byte_level().encode(text).ids
-    return token_ids
-
-
-def saying(text: str) -> Script:
-    """Says one text and ends."""
-    token_ids = [*tiny_tokenizer.byte_level().encode(text).ids, tiny_tokenizer.eos_id()]
-    return lambda submit, choice: token_ids
-
-
-class Stream:
-    """One request of one session."""
-
-    def __init__(self, submit: pb.Submit) -> None:
-        self.submit = submit
-        self.positions = {c.index: len(c.output_token_ids) for c in submit.choices}
-        self.started: set[int] = set()
-
-    @property
-    def open_choices(self) -> list[int]:
-        return list(self.positions)
+_REPORT_S = 1.0
 
 
 class FakeScheduler(SchedulerServiceServicer):
@@ -59,6 +34,8 @@ class FakeScheduler(SchedulerServiceServicer):
         script: what it says.
         gated: produce a step only when the test calls `step`.
         submits, cancelled: what the gateway sent, in order; a cancelled request, or its choice.
+        packs_tokens: as a scheduler does since it can; one that can't sends all in deltas.
+        attaches: as `submits`; `silent` leaves them without an answer.
     """
 
     def __init__(
@@ -73,14 +50,25 @@ class FakeScheduler(SchedulerServiceServicer):
         self.script: Script = words
         self.gated = False
         self.hold_accept = False
+        self.packs_tokens = True
         self.cached_prompt_tokens = 3
         self.refusal: MeshError | None = None
         self.fail_at: tuple[int, MeshError] | None = None
         self.submits: list[pb.Submit] = []
+        self.attaches: list[pb.Attach] = []
+        self.silent = False
         self.cancelled: list[str | tuple[str, int]] = []
         self.state = pb.REPLICA_STATE_SERVING
         self.num_tokens_waiting = 0
+        # Cleared: it reports nothing, as if it had been stopped.
+        self.reports = asyncio.Event()
+        self.reports.set()
+        # The next report has these, each once; a new watcher gets `snapshot` first.
+        self.block_events: list[pb.BlockEvents] = []
+        self.snapshot: pb.BlockEvents | None = None
+        self.num_watches = 0
         self._streams: dict[tuple[int, int], Stream] = {}
+        self._kept: dict[bytes, Stream] = {}
         self._sessions: dict[int, asyncio.Queue[pb.SessionResponse | MeshError]] = {}
         self._changed = asyncio.Condition()
         self._state_changed = asyncio.Event()
@@ -93,7 +81,7 @@ class FakeScheduler(SchedulerServiceServicer):
         """Listens."""
         self._server = rpc.create_server()
         add_SchedulerServiceServicer_to_server(self, self._server)
-        rpc.bind(self._server, self.address)
+        self.address = rpc.bind(self._server, self.address)
         await self._server.start()
         self._pump = asyncio.create_task(self._run())
 
@@ -127,11 +115,22 @@ class FakeScheduler(SchedulerServiceServicer):
             self._send(session, finished=finished)
         self._streams.clear()
 
+    def offer(self, reason: "pb.MoveReason.ValueType", num_crashes: int = 0) -> None:
+        """Says of every open request that it had better go on elsewhere."""
+        for session, stream_id in self._streams:
+            moved = pb.Moved(stream_id=stream_id, reason=reason, num_crashes=num_crashes)
+            self._send(session, moved=[moved])
+
     async def set_state(self, state: "pb.ReplicaState.ValueType") -> None:
         """What WatchReplica reports from now on."""
         self.state = state
         self._state_changed.set()
         self._state_changed = asyncio.Event()
+
+    async def report_blocks(self, *events: pb.BlockEvents) -> None:
+        """What WatchReplica reports of the prefix cache next."""
+        self.block_events += events
+        await self.set_state(self.state)
 
     async def step(self, count: int = 1) -> None:
         """One token for every open choice, `count` times, and lets the gateway take it."""
@@ -177,13 +176,18 @@ class FakeScheduler(SchedulerServiceServicer):
             reader.cancel()
             self._sessions.pop(session, None)
             for key in [key for key in self._streams if key[0] == session]:
-                del self._streams[key]
+                stream = self._streams.pop(key)
+                if stream.submit.idempotency_key:
+                    self._streams[-1, len(self._kept)] = stream  # nobody's session
             await self._notify()
 
     async def WatchReplica(
         self, request: pb.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[pb.WatchReplicaResponse]:
+        self.num_watches += 1
+        blocks = self.snapshot
         while True:
+            await self.reports.wait()
             changed = self._state_changed
             loaded = self.state not in (pb.REPLICA_STATE_LOADING, pb.REPLICA_STATE_FAILED)
             yield pb.WatchReplicaResponse(
@@ -192,8 +196,14 @@ class FakeScheduler(SchedulerServiceServicer):
                 model_id=self.model_id if loaded else "",
                 model_fingerprint=self.fingerprint if loaded else "",
                 load=pb.ReplicaLoad(num_tokens_waiting=self.num_tokens_waiting),
+                blocks=blocks,
             )
-            await changed.wait()
+            blocks = self.block_events.pop(0) if self.block_events else None
+            if blocks is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_REPORT_S):
+                        await changed.wait()
+                blocks = self.block_events.pop(0) if self.block_events else None
 
     async def GetModel(
         self, request: pb.SchedulerServiceGetModelRequest, context: Any
@@ -226,7 +236,10 @@ class FakeScheduler(SchedulerServiceServicer):
     async def _read(self, session: int, requests: AsyncIterator[pb.SessionRequest]) -> None:
         async for request in requests:
             if request.HasField("submit"):
-                self._on_submit(session, request.submit)
+                packs = self.packs_tokens and request.packs_tokens
+                self._on_submit(session, request.submit, packs)
+            elif request.HasField("attach"):
+                self._on_attach(session, request.attach)
             else:
                 self._on_cancel((session, request.cancel.stream_id), request.cancel)
             await self._notify()
@@ -237,29 +250,76 @@ class FakeScheduler(SchedulerServiceServicer):
             return
         if not cancel.choices:
             del self._streams[key]
+            self._kept.pop(stream.submit.idempotency_key, None)
             self.cancelled.append(stream.submit.request_id)
             return
         for choice in cancel.choices:
-            if stream.positions.pop(choice, None) is not None:
+            position = stream.positions.pop(choice, None)
+            if position is not None:
                 self.cancelled.append((stream.submit.request_id, choice))
                 end = pb.Finished(
                     stream_id=key[1],
                     choice=choice,
                     reason=sampling_pb2.FINISH_REASON_CANCELLED,
                 )
+                stream.ended[choice] = position, end
                 self._send(key[0], finished=[end])
         if not stream.positions:
             del self._streams[key]
 
-    def _on_submit(self, session: int, submit: pb.Submit) -> None:
+    def _on_submit(self, session: int, submit: pb.Submit, packs: bool) -> None:
         self.submits.append(submit)
         if self.refusal is not None:
             refused = pb.Refused(stream_id=submit.stream_id, error=to_detail(self.refusal))
             self._send(session, refused=[refused])
             return
-        self._streams[session, submit.stream_id] = Stream(submit)
+        stream = self._streams[session, submit.stream_id] = Stream(submit, packs)
+        if submit.idempotency_key:
+            self._kept[submit.idempotency_key] = stream
         if not self.hold_accept:
             self._send(session, accepted=[pb.Accepted(stream_id=submit.stream_id)])
+        self._wake.set()
+
+    def _on_attach(self, session: int, attach: pb.Attach) -> None:
+        self.attaches.append(attach)
+        stream = self._kept.get(attach.idempotency_key)
+        if self.silent:
+            return
+        if stream is None or stream.submit.body_digest != attach.body_digest:
+            error = IdempotencyConflict("another body") if stream else NotFound("not here")
+            refused = pb.Refused(stream_id=attach.stream_id, error=to_detail(error))
+            self._send(session, refused=[refused])
+            return
+        for key in [key for key, one in self._streams.items() if one is stream]:
+            del self._streams[key]
+            moved = pb.Moved(stream_id=key[1], reason=pb.MOVE_REASON_ATTACHED)
+            if key[0] in self._sessions:
+                self._send(key[0], moved=[moved])
+        submit = stream.submit
+        response = pb.SessionResponse()
+        attached = response.accepted.add(stream_id=attach.stream_id).attached
+        attached.request_id, attached.attempt = submit.request_id, submit.attempt
+        attached.prompt_token_ids.extend(submit.prompt_token_ids)
+        attached.sampling.CopyFrom(submit.sampling)
+        attached.stop.CopyFrom(submit.stop)
+        attached.choices.extend(choice.index for choice in submit.choices)
+        attached.record_id = submit.record_id
+        attached.is_accounted = not stream.open_choices
+        for choice in attached.choices:
+            ended = stream.ended.get(choice)
+            end = stream.positions[choice] if ended is None else ended[0]
+            response.deltas.add(
+                stream_id=attach.stream_id,
+                choice=choice,
+                token_ids=self.script(submit, choice)[:end],
+            )
+            if ended is not None:
+                finished = response.finished.add()
+                finished.CopyFrom(ended[1])
+                finished.stream_id = attach.stream_id
+        if stream.open_choices:
+            self._streams[session, attach.stream_id] = stream
+        self._sessions[session].put_nowait(response)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -271,11 +331,11 @@ class FakeScheduler(SchedulerServiceServicer):
             await self._step()
 
     async def _step(self) -> None:
-        for session in list(self._sessions):
+        for session in [-1, *self._sessions]:
             response = pb.SessionResponse()
             for key in [key for key in self._streams if key[0] == session]:
                 self._advance(key, response)
-            if response.deltas or response.finished:
+            if session >= 0 and response.ByteSize():
                 self._sessions[session].put_nowait(response)
         await asyncio.sleep(0)
 
@@ -290,48 +350,9 @@ class FakeScheduler(SchedulerServiceServicer):
                 failed.error.CopyFrom(to_detail(self.fail_at[1]))
                 del stream.positions[choice]
                 continue
-            self._one_token(key[1], stream, choice, output, response)
+            stream.say(key[1], choice, output, response, self.cached_prompt_tokens)
         if not stream.open_choices:
             del self._streams[key]
-
-    def _one_token(
-        self,
-        stream_id: int,
-        stream: Stream,
-        choice: int,
-        output: list[int],
-        response: pb.SessionResponse,
-    ) -> None:
-        submit, start = stream.submit, stream.positions[choice]
-        token_id = output[start]
-        delta = response.deltas.add(stream_id=stream_id, choice=choice, start=start)
-        delta.token_ids.append(token_id)
-        if choice not in stream.started:
-            stream.started.add(choice)
-            delta.cached_prompt_tokens = self.cached_prompt_tokens
-            delta.timings.queue.FromMicroseconds(1_000)
-            delta.timings.prefill.FromMicroseconds(2_000)
-        if submit.sampling.HasField("top_logprobs"):
-            top = submit.sampling.top_logprobs
-            ids = [token_id, *(i for i in range(top) if i != token_id)][:top]
-            delta.logprobs.add(
-                logprob=-0.5, top_token_ids=ids, top_logprobs=[-0.5 - i for i in range(len(ids))]
-            )
-        stream.positions[choice] = end = start + 1
-        ended_by_eos = token_id == tiny_tokenizer.eos_id() and not submit.stop.ignore_eos
-        if not ended_by_eos and end < submit.stop.max_tokens and end < len(output):
-            return
-        finished = response.finished.add(stream_id=stream_id, choice=choice)
-        finished.reason = (
-            sampling_pb2.FINISH_REASON_STOP if ended_by_eos else sampling_pb2.FINISH_REASON_LENGTH
-        )
-        if ended_by_eos:
-            finished.stop_token_id = token_id
-        finished.cached_prompt_tokens = self.cached_prompt_tokens
-        finished.timings.queue.FromMicroseconds(1_000)
-        finished.timings.prefill.FromMicroseconds(2_000)
-        finished.timings.decode.FromMicroseconds(3_000)
-        del stream.positions[choice]
 
     def _send(self, session: int, **parts: Any) -> None:
         self._sessions[session].put_nowait(pb.SessionResponse(**parts))

@@ -41,8 +41,14 @@ class Gate(Protocol):
             AuthUnavailable.
         """
 
-    async def admit(self, principal: Principal, num_tokens: int) -> Ticket:
+    async def admit(
+        self, principal: Principal, num_tokens: int, record_id: str | None = None
+    ) -> Ticket:
         """A place for a request that may use up to `num_tokens`.
+
+        Args:
+            record_id: of the usage record of its whole answer, which the ledger takes once; None: a
+                new one.
 
         Raises:
             RateLimitExceeded, InsufficientQuota, AuthUnavailable.
@@ -69,8 +75,10 @@ class OpenGate:
         del principal
         return None
 
-    async def admit(self, principal: Principal, num_tokens: int) -> Ticket:
-        del principal, num_tokens
+    async def admit(
+        self, principal: Principal, num_tokens: int, record_id: str | None = None
+    ) -> Ticket:
+        del principal, num_tokens, record_id
         return _FREE
 
     def start(self, tasks: asyncio.TaskGroup) -> None:

@@ -60,7 +60,9 @@ class KeyedGate:
     async def tokens_left(self, principal: Principal) -> int | None:
         return await self._leases.tokens_left(principal)
 
-    async def admit(self, principal: Principal, num_tokens: int) -> "KeyedTicket":
+    async def admit(
+        self, principal: Principal, num_tokens: int, record_id: str | None = None
+    ) -> "KeyedTicket":
         try:
             hold = await self._leases.reserve(principal, num_tokens)
         except MeshError as error:
@@ -72,7 +74,7 @@ class KeyedGate:
         if hold is not None:
             ADMISSIONS.labels("admitted").inc()
             headers = self._headers(principal)
-        return KeyedTicket(principal, hold, headers, self._leases, self._spool)
+        return KeyedTicket(principal, hold, headers, self._leases, self._spool, record_id)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         tasks.create_task(self._verifier.follow())
@@ -105,22 +107,26 @@ class KeyedTicket:
         headers: dict[str, str],
         leases: LeaseKeeper,
         spool: Spool,
+        record_id: str | None,
     ) -> None:
         self.headers = headers
         self._principal = principal
         self._hold = hold
         self._leases = leases
         self._spool = spool
+        self._record_id = record_id
         self._closed = False
 
     def settle(self, record: RequestRecord) -> None:
         if self._closed:
             return
         usage = record.usage
+        # a part is no reason to leave out the whole, which the client may still ask for
+        is_whole = record.status in ("running", "ok")
         self._release(usage.prompt_tokens + usage.completion_tokens)
         self._spool.append(
             {
-                "record_id": secrets.token_hex(16),
+                "record_id": (self._record_id if is_whole else None) or secrets.token_hex(16),
                 "request_id": record.request_id,
                 "tenant_id": self._principal.tenant,
                 "key_id": self._principal.key_id,

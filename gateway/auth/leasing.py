@@ -8,21 +8,21 @@ more to give.
 import asyncio
 import dataclasses
 import secrets
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from gateway.auth.account import Account, Grant, State, cost_of, refuse_impossible
+from gateway.auth.tenant_quota import TenantQuota, Waiter, new_account
 from gateway.auth.translate import grant_from_pb, state_to_pb
+from gateway.auth.verifier import PATIENCE_S
 from gateway.identity import Principal
 from infermesh.errors import (
     AuthUnavailable,
     MeshError,
     ProtocolViolation,
-    RateLimitExceeded,
     as_mesh_error,
 )
 from infermesh.quota import NOTHING, Amounts
@@ -34,33 +34,15 @@ if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
 
 _log = logs.get(__name__)
 REPORT_S = 1.0
-# A request waits so long for quota while the auth service is away.
-_PATIENCE_S = 1.5
 _ANSWER_S = 3.0
 _RETRY_S = 0.1
 _RETRY_AFTER_S = 1.0
-# After a refusal, requests that ask for no less are refused without asking.
-_MEMORY_S = 0.2
+# Tenants per message. Each is a transaction of its own there, some milliseconds long: all of them
+# in one message would outlast the time for an answer, and every lease would run out.
+MAX_REPORTED = 32
 _MAX_WAITING = 10_000
 # the last: a call that has ended by itself can't be written
 _BROKEN = (grpc.aio.AioRpcError, MeshError, TimeoutError, asyncio.InvalidStateError)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    cost: Amounts
-    admitted: "asyncio.Future[Account]"
-    asked: bool = False
-
-
-@dataclass(slots=True)
-class _Tenant:
-    """A lease, who waits for it, and what was last said of it."""
-
-    account: Account
-    waiters: deque[_Waiter] = field(default_factory=deque)
-    last: Grant | None = None
-    refused: tuple[float, Amounts, MeshError] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +67,8 @@ class LeaseKeeper:
         incarnation = secrets.token_hex(16)
         self._hello = pb.LeaseHello(gateway_id=gateway_id or incarnation, incarnation=incarnation)
         self._clock = clock
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, TenantQuota] = {}
         self._wake = asyncio.Event()
-        self._connected = False
 
     async def reserve(self, principal: Principal, num_tokens: int) -> Hold | None:
         """Reserves for one request; None where its tenant has no limits.
@@ -103,10 +84,7 @@ class LeaseKeeper:
         tenant = self._tenant(principal.tenant)
         if not tenant.waiters and tenant.account.reserve(cost, self._clock()):
             return Hold(tenant.account, cost)
-        if tenant.refused is not None:
-            until, least, error = tenant.refused
-            if self._clock() < until and cost.covers(least):
-                raise _again(error)
+        tenant.refuse_again(cost, self._clock())
         return await self._wait(tenant, cost)
 
     async def tokens_left(self, principal: Principal) -> int | None:
@@ -128,7 +106,7 @@ class LeaseKeeper:
         hold.account.settle(hold.cost, used_tokens)
         tenant = self._tenants.get(hold.account.tenant)
         if tenant is not None and tenant.account is hold.account and tenant.waiters:
-            self._admit_waiters(tenant)
+            tenant.admit_waiters(self._clock())
 
     def last_grant(self, tenant: str) -> tuple[Grant, Amounts] | None:
         """What the auth service last said of a tenant, and what is available here beyond that."""
@@ -149,7 +127,6 @@ class LeaseKeeper:
             try:
                 await self._report_on(self._stub.Lease())
             except _BROKEN as exc:
-                self._connected = False
                 _log.debug("lease stream broke", extra={"error": as_mesh_error(exc).message})
             await asyncio.sleep(_RETRY_S)
 
@@ -170,20 +147,19 @@ class LeaseKeeper:
         call: Any = self._stub.Lease(timeout=_ANSWER_S)
         try:
             await call.write(pb.LeaseRequest(hello=self._hello))
-            report = pb.LeaseReport(leases=map(state_to_pb, states))
-            await call.write(pb.LeaseRequest(report=report))
-            await call.read()
+            for start in range(0, len(states), MAX_REPORTED):
+                await call.write(_report(states[start : start + MAX_REPORTED]))
+                await call.read()
         finally:
             call.cancel()
 
-    async def _wait(self, tenant: _Tenant, cost: Amounts) -> Hold:
+    async def _wait(self, tenant: TenantQuota, cost: Amounts) -> Hold:
         if len(tenant.waiters) >= _MAX_WAITING:
             raise AuthUnavailable("too many requests wait for quota", retry_after_s=_RETRY_AFTER_S)
-        waiter = _Waiter(cost, asyncio.get_running_loop().create_future())
-        tenant.waiters.append(waiter)
+        waiter = tenant.wait(cost)
         self._wake.set()
         try:
-            async with asyncio.timeout(_PATIENCE_S + (_ANSWER_S if self._connected else 0.0)):
+            async with asyncio.timeout(PATIENCE_S):
                 return Hold(await waiter.admitted, cost)
         except BaseException as exc:
             self._leave(tenant, waiter)
@@ -194,7 +170,7 @@ class LeaseKeeper:
                 retry_after_s=_RETRY_AFTER_S,
             ) from None
 
-    def _leave(self, tenant: _Tenant, waiter: _Waiter) -> None:
+    def _leave(self, tenant: TenantQuota, waiter: Waiter) -> None:
         """A waiter that went away gives back what it may have got in the same moment."""
         if waiter in tenant.waiters:
             tenant.waiters.remove(waiter)
@@ -202,10 +178,10 @@ class LeaseKeeper:
         if future.done() and not future.cancelled() and future.exception() is None:
             self.settle(Hold(future.result(), waiter.cost), 0)
 
-    def _tenant(self, name: str) -> _Tenant:
+    def _tenant(self, name: str) -> TenantQuota:
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = self._tenants[name] = _Tenant(_new_account(name))
+            tenant = self._tenants[name] = TenantQuota(new_account(name))
         return tenant
 
     async def _report_on(self, call: Any) -> None:
@@ -234,37 +210,49 @@ class LeaseKeeper:
             pass
 
     async def _exchange(self, call: Any, *, everyone: bool) -> None:
+        """Reports those who wait, or everyone, a bounded number at a time.
+
+        Requests that come meanwhile have a part of each message: they don't wait for all the rest.
+        """
         self._wake.clear()
+        due = list(self._tenants) if everyone else self._waiting()
+        while due:
+            part = dict.fromkeys(self._waiting()[: MAX_REPORTED // 2])
+            for name in due:
+                if len(part) == MAX_REPORTED:
+                    break
+                part[name] = None
+            due = [name for name in due if name not in part]
+            await self._report(call, part)
+        if self._waiting():
+            self._wake.set()
+
+    def _waiting(self) -> list[str]:
+        return [name for name, tenant in self._tenants.items() if tenant.waiters]
+
+    async def _report(self, call: Any, names: Iterable[str]) -> None:
         now = self._clock()
-        states = [
-            self._state(name, tenant, now)
-            for name, tenant in list(self._tenants.items())
-            if everyone or tenant.waiters
-        ]
+        found = [(name, self._tenants[name]) for name in names if name in self._tenants]
+        states = [self._state(name, tenant, now) for name, tenant in found]
         if not states:
             return
-        report = pb.LeaseReport(leases=map(state_to_pb, states))
         async with asyncio.timeout(_ANSWER_S):
-            await call.write(pb.LeaseRequest(report=report))
+            await call.write(_report(states))
             answer = await call.read()
         if not isinstance(answer, pb.LeaseResponse):
             # the stream ended: the call's status says why
             raise AuthUnavailable((await call.details()) or "the lease stream ended")
-        self._connected = True
         if len(answer.grants) != len(states):
             raise ProtocolViolation("a lease report was not answered in full")
         for state, message in zip(states, answer.grants, strict=True):
             self._apply(state, grant_from_pb(message), now)
 
-    def _state(self, name: str, tenant: _Tenant, now: float) -> State:
+    def _state(self, name: str, tenant: TenantQuota, now: float) -> State:
         account = tenant.account
         if account.granted != NOTHING and now >= account.usable_until:
             # what was left of it counts as spent by now; its requests run on without it
-            account = tenant.account = _new_account(name)
-        for waiter in tenant.waiters:
-            waiter.asked = True
-        costs = [waiter.cost for waiter in tenant.waiters if waiter.cost != NOTHING]
-        state = account.report(costs, now)
+            account = tenant.account = new_account(name)
+        state = account.report(tenant.waiting_costs(), now)
         if account.is_idle and not tenant.waiters:
             del self._tenants[name]
             return dataclasses.replace(state, closing=True)
@@ -277,51 +265,19 @@ class LeaseKeeper:
         if grant.ended and tenant.account.granted == NOTHING:
             # a lease that ends before it began: the auth service does not know the tenant
             unknown = AuthUnavailable(f"the auth service has no quota for {state.tenant}")
-            self._refuse_waiters(tenant, unknown)
+            tenant.refuse_waiters(unknown, self._clock())
             return
         if grant.ended:
-            tenant.account = _new_account(state.tenant)
-            for waiter in tenant.waiters:
-                waiter.asked = False
+            tenant.begin_again()
             self._wake.set()
             return
         tenant.account.apply(grant, sent_at)
         tenant.last = grant
-        self._admit_waiters(tenant)
-        self._refuse_waiters(tenant, grant.refused)
+        tenant.admit_waiters(self._clock())
+        tenant.refuse_waiters(grant.refused, self._clock())
         if tenant.waiters:
             self._wake.set()
 
-    def _admit_waiters(self, tenant: _Tenant) -> None:
-        """In the order of arrival; one that is too large is passed by smaller ones."""
-        now = self._clock()
-        for waiter in list(tenant.waiters):
-            if not waiter.admitted.done() and tenant.account.reserve(waiter.cost, now):
-                tenant.waiters.remove(waiter)
-                waiter.admitted.set_result(tenant.account)
 
-    def _refuse_waiters(self, tenant: _Tenant, refusal: MeshError | None) -> None:
-        asked = [waiter for waiter in tenant.waiters if waiter.asked]
-        if not asked:
-            return
-        error = refusal or RateLimitExceeded(
-            f"Rate limit reached for tenant {tenant.account.tenant}.",
-            retry_after_s=_RETRY_AFTER_S,
-        )
-        for waiter in asked:
-            tenant.waiters.remove(waiter)
-            if not waiter.admitted.done():
-                waiter.admitted.set_exception(_again(error))
-        least = asked[0].cost
-        for waiter in asked:
-            least = least.at_most(waiter.cost)
-        tenant.refused = (self._clock() + _MEMORY_S, least, error)
-
-
-def _again(error: MeshError) -> MeshError:
-    """The same refusal for another request: each carries facts of its own."""
-    return type(error)(error.message, retry_after_s=error.retry_after_s)
-
-
-def _new_account(tenant: str) -> Account:
-    return Account(secrets.token_hex(16), tenant)
+def _report(states: list[State]) -> pb.LeaseRequest:
+    return pb.LeaseRequest(report=pb.LeaseReport(leases=map(state_to_pb, states)))

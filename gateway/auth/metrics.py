@@ -3,9 +3,12 @@
 from infermesh.telemetry import metrics
 
 KEY_CHECKS = metrics.counter(
-    "key_checks_total", "credentials that had to be asked for", ("result",)
+    "key_checks_total", "questions to the auth service about credentials", ("result",)
 )
 ADMISSIONS = metrics.counter(
     "quota_admissions_total", "requests of limited tenants, by what became of them", ("result",)
+)
+USAGE_QUARANTINED = metrics.counter(
+    "usage_records_quarantined_total", "records that the ledger refuses, kept beside the spool"
 )
 USAGE_SENT = metrics.counter("usage_records_sent_total", "records that the ledger has taken")

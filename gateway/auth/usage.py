@@ -22,6 +22,7 @@ _log = logs.get(__name__)
 _SUFFIX = ".usage"
 _BAD = ".damaged"
 _REFUSED = ".refused"
+_SHORTENED = ".shortened"
 MAX_UNWRITTEN = 10_000
 
 
@@ -112,8 +113,7 @@ class Spool:
     def _write(self) -> None:
         """Whole lines or nothing: after a full disk, what was half written is cut off."""
         while self._unwritten:
-            body = orjson.dumps(self._unwritten[0])
-            line = b"%08x %b\n" % (zlib.crc32(body), body)
+            line = _line(self._unwritten[0])
             try:
                 if self._file is None:
                     self._open()
@@ -147,7 +147,7 @@ class Segment:
         except BlockingIOError:
             os.close(file)
             return None
-        if not path.exists():  # it was sent and deleted between the two
+        if not _is_at(path, file):  # it was sent and deleted, or shortened, between the two
             os.close(file)
             return None
         return cls(path, file)
@@ -160,22 +160,59 @@ class Segment:
             if checksum != b"%08x" % zlib.crc32(body):
                 damaged = True
                 continue
-            rows.append(orjson.loads(body))
+            try:
+                rows.append(orjson.loads(body))
+            except orjson.JSONDecodeError:
+                damaged = True
         if damaged:
             _log.error("usage spool is damaged", extra={"file": str(self._path)})
             self._path.with_name(f"{self._path.name}{_BAD}").write_bytes(self._path.read_bytes())
         return rows
 
-    def set_aside(self) -> None:
-        """The ledger will never take it; for a person to look at."""
-        self._path.rename(self._path.with_name(f"{self._path.name}{_REFUSED}"))
-        self.release()
+    def quarantine(self, rows: list[UsageRow]) -> None:
+        """The ledger will never take them; on the disk before they leave the segment.
+
+        For a person to look at: renamed without its last suffix, the file is sent again.
+        """
+        path = self._path.with_name(f"{self._path.name}{_REFUSED}")
+        _write_all(path, os.O_APPEND, rows)
+
+    def keep(self, rows: list[UsageRow]) -> None:
+        """What is left to send, in place of what there was; all of it or, killed, none."""
+        draft = self._path.with_name(f".{self._path.name}{_SHORTENED}")
+        _write_all(draft, os.O_TRUNC, rows)
+        draft.replace(self._path)
 
     def delete(self) -> None:
         """The ledger has it."""
         self._path.unlink(missing_ok=True)
-        self.release()
 
     def release(self) -> None:
-        """It will be sent another time."""
+        """Somebody else may take it."""
         os.close(self._file)
+
+
+def _line(row: UsageRow) -> bytes:
+    body = orjson.dumps(row)
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _write_all(path: Path, how: int, rows: list[UsageRow]) -> None:
+    """Returns when they are on the disk."""
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | how, 0o600)
+    try:
+        rest = memoryview(b"".join(map(_line, rows)))
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(file))

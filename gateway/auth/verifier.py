@@ -17,6 +17,7 @@ from infermesh.errors import (
     AuthUnavailable,
     DeadlineExceeded,
     InvalidApiKey,
+    MeshError,
     Unavailable,
     from_rpc_error,
 )
@@ -32,6 +33,9 @@ _ASK_S = 2.0
 _SILENCE_S = 3.0
 _RETRY_S = 0.1
 _RETRY_AFTER_S = 1.0
+# A caller who is not known here waits so long for an auth service that is away: a restart takes
+# about two seconds.
+PATIENCE_S = 5.0
 _MAX_KEY_CHARS = 8192  # of a token
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
@@ -73,9 +77,17 @@ class Verifier:
         if principal is not None:
             return principal
         lock = self._asking.setdefault(key, asyncio.Lock())
+        known = self._cache.stale(key) if lock.locked() else None
+        if known is not None:
+            return known  # somebody asks already, and this one need not wait
         try:
-            async with lock:  # one question for all who wait with the same key
+            # one question for all who wait with the same key
+            async with asyncio.timeout(PATIENCE_S), lock:
                 return self._cache.fresh(key) or await self._ask(key, credential)
+        except TimeoutError:
+            raise AuthUnavailable(
+                "the API key can't be checked now; try again", retry_after_s=_RETRY_AFTER_S
+            ) from None
         finally:
             if not lock.locked():
                 self._asking.pop(key, None)
@@ -92,27 +104,32 @@ class Verifier:
             await asyncio.sleep(_RETRY_S * (1 + secrets.randbelow(100) / 100))
 
     async def _ask(self, key: Digest, credential: str) -> Principal:
-        try:
-            request = pb.AuthenticateRequest(api_key=credential)
-            answer = await self._stub.Authenticate(request, timeout=_ASK_S)
-        except grpc.aio.AioRpcError as exc:
-            error = from_rpc_error(exc)
-            KEY_CHECKS.labels(error.code).inc()
-            if isinstance(error, InvalidApiKey):
-                self._cache.refuse(key, error.message)
-                raise error from None
-            stale = self._cache.stale(key)
-            if stale is not None:
-                return stale
-            if not isinstance(error, Unavailable | DeadlineExceeded):
-                raise error from None
-            raise AuthUnavailable(
-                "the API key can't be checked now; try again", retry_after_s=_RETRY_AFTER_S
-            ) from None
+        """Asks until there is an answer, or the key may go on without one."""
+        request = pb.AuthenticateRequest(api_key=credential)
+        while True:
+            try:
+                answer = await self._stub.Authenticate(request, timeout=_ASK_S)
+                break
+            except grpc.aio.AioRpcError as exc:
+                principal = self._without_answer(key, from_rpc_error(exc))
+            if principal is not None:
+                return principal
+            await asyncio.sleep(_RETRY_S)
         KEY_CHECKS.labels("ok").inc()
         principal = principal_from_pb(answer.principal)
         valid_for_s = seconds_from_pb(answer.principal, "valid_for")
         self._cache.put(key, principal, valid_for_s, answer.sequence)
+        return principal
+
+    def _without_answer(self, key: Digest, error: MeshError) -> Principal | None:
+        """None where asking again may help."""
+        KEY_CHECKS.labels(error.code).inc()
+        if isinstance(error, InvalidApiKey):
+            self._cache.refuse(key, error.message)
+            raise error from None
+        principal = self._cache.stale(key)
+        if principal is None and not isinstance(error, Unavailable | DeadlineExceeded):
+            raise error from None
         return principal
 
     async def _follow(self) -> None:

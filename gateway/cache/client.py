@@ -100,6 +100,11 @@ class CacheClient:
         """Lookups are answered, as far as is known."""
         return self._lookups is not None and self._clock() >= self._suspended_until
 
+    @property
+    def mark(self) -> bytes:
+        """Of a generation that begins now; empty while the cache is not there."""
+        return b"" if self._lookups is None else self._lookups.mark
+
     def lookup(self, question: Question, timeout_s: float) -> "asyncio.Future[Verdict]":
         """Asks; the verdict is there within `timeout_s`, whatever happens."""
         if self._lookups is None or not self.usable:
@@ -109,8 +114,11 @@ class CacheClient:
         return self._lookups.ask(query_to_pb(question, timeout_s), timeout_s)
 
     def keep(self, question: Question, answer: StoredAnswer) -> None:
-        """Gives the cache a fresh answer, when it gets to it."""
-        self._keeper.put(entry_to_pb(question, answer))
+        """Gives the cache a fresh answer, when it gets to it; it would take none without a mark."""
+        if question.mark:
+            self._keeper.put(entry_to_pb(question, answer))
+        else:
+            metrics.CACHE_WRITES.labels("unmarked").inc()
 
     async def embed(
         self, texts: Sequence[str], request_id: str, traceparent: str, timeout_s: float
@@ -193,12 +201,12 @@ class CacheClient:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._describe(stub)
+                mark = await self._describe(stub)
                 backoff.reset()
                 _log.info("cache connected", extra={"cache": self.address})
                 self._stub = stub
                 self._timeouts, self._suspended_until = 0, 0.0
-                lookups = Lookups(stub.Lookup, self._on_answer)
+                lookups = Lookups(stub.Lookup, self._on_answer, mark)
                 self._see(lookups)
                 tasks.create_task(lookups.run())
                 tasks.create_task(self._keeper.run(stub.Store))
@@ -221,7 +229,8 @@ class CacheClient:
             await asyncio.sleep(_LOADING_POLL_S)
             await self._describe(stub)
 
-    async def _describe(self, stub: "SemanticCacheServiceAsyncStub") -> None:
+    async def _describe(self, stub: "SemanticCacheServiceAsyncStub") -> bytes:
+        """Asks for the embedder; the cache's mark."""
         found = await stub.GetEmbedder(pb.GetEmbedderRequest(), timeout=_DESCRIBE_TIMEOUT_S)
         before, self.embedder = (
             self.embedder,
@@ -235,6 +244,7 @@ class CacheClient:
         )
         if before is None or before.state is not self.embedder.state:
             self._wake()
+        return bytes(found.mark)
 
     def _on_answer(self, in_time: bool) -> None:
         self._timeouts = 0 if in_time else self._timeouts + 1

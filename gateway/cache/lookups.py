@@ -27,13 +27,19 @@ class Lookups:
     Args:
         open_stream: the stub's Lookup method.
         on_answer: called with False for each lookup that ran out of time, True for an answer.
+        mark: the first of the connection.
+
+    Attributes:
+        mark: the newest that the cache gave: what begins now is younger.
     """
 
     def __init__(
         self,
         open_stream: Callable[[AsyncIterator[pb.LookupRequest]], Any],
         on_answer: Callable[[bool], None],
+        mark: bytes = b"",
     ) -> None:
+        self.mark = mark
         self._open_stream = open_stream
         self._on_answer = on_answer
         self._ids = itertools.count(1)
@@ -96,6 +102,7 @@ class Lookups:
 
     def _settle(self, response: pb.LookupResponse) -> None:
         self._on_answer(True)
+        self.mark = response.mark
         lookup_id = LookupId(response.lookup_id)
         if lookup_id in self._open:  # else it was given up: the two crossed
             self._end(lookup_id, verdict_from_pb(response))

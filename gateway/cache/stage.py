@@ -6,6 +6,7 @@ anything could be shown ends that generation.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,6 +117,12 @@ class CacheStage:
         record.looked_up_at = self._clock()
         return pending
 
+    def marked(self, question: Question | None) -> Question | None:
+        """Called where the generation begins: its answer is younger than what is known now."""
+        if self._client is None or question is None:
+            return None
+        return dataclasses.replace(question, mark=self._client.mark)
+
     def found(
         self,
         question: Question | None,
@@ -154,7 +161,7 @@ class CacheStage:
         if pending is None or record.cache is not None:
             return None
         try:
-            if record.shared:  # what is being answered needs no stored answer
+            if record.shared or reply.is_kept:  # what is being answered needs no stored answer
                 record.cache = miss("in_flight")
                 return None
             pending.add_done_callback(lambda _: wake.set())

@@ -32,6 +32,7 @@ class Question:
         semantic: the tenant takes answers of similar questions.
         max_age_s: older answers will not do.
         replace: the fresh answer takes the place of one that would not do.
+        mark: the cache's, from before the generation begins; empty where it gave none.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Question:
     semantic: bool
     max_age_s: int | None = None
     replace: bool = False
+    mark: bytes = b""
 
 
 def query_to_pb(question: Question, timeout_s: float) -> pb.Query:
@@ -77,6 +79,7 @@ def entry_to_pb(question: Question, answer: StoredAnswer) -> pb.StoreRequest:
         traits=_traits(question),
         answer=_answer_to_pb(answer),
         replace=question.replace,
+        mark=question.mark,
     )
     return pb.StoreRequest(entry=entry)
 

@@ -11,6 +11,8 @@ from gateway import metrics
 from gateway.embeddings import EmbeddingRequest, Embeddings
 from gateway.grpc import translate
 from gateway.http.call import bearer, draw_request_id
+from gateway.http.generate import resumption_facts
+from gateway.idempotency import check_key
 from gateway.identity import INFERENCE, MODELS, Principal
 from gateway.pipeline import Pipeline
 from gateway.request import Call, GenerationRequest, Prompt
@@ -146,7 +148,8 @@ class InferenceServicer(InferenceServiceServicer):
         reply.record.stream = True
         failure: BaseException | None = None
         try:
-            await context.send_initial_metadata((("x-request-id", call.request_id),))
+            told = {"x-request-id": call.request_id, **resumption_facts(reply)}
+            await context.send_initial_metadata(tuple(told.items()))
             model = reply.model.model_id
             async for batch in reply.batches():
                 choices = [translate.delta_to_pb(delta, with_ids) for delta in batch]
@@ -171,4 +174,6 @@ def _call(endpoint: str, request_id: Any, metadata: dict[str, Any], context: Any
         deadline=None if remaining_s is None else time.monotonic() + remaining_s,
         traceparent=tracing.current_traceparent() or str(metadata.get("traceparent", "")),
         cache_control=str(metadata.get("cache-control", "")),
+        idempotency_key=check_key(metadata.get("idempotency-key"), "idempotency-key"),
+        resume_from=metadata.get("last-event-id"),
     )

@@ -128,6 +128,7 @@ def models_to_pb(models: Iterable[tuple[str, ServedModel, int]]) -> list[pb.Mode
             num_ready_replicas=num_ready,
             created_unix_s=model.created_unix_s,
             kind=pb.MODEL_KIND_GENERATE,
+            quantization=model.quantization,
         )
         for name, model, num_ready in models
     ]

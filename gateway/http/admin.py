@@ -78,6 +78,7 @@ def _replica(client: ReplicaClient) -> dict[str, Any]:
         "requests_waiting": view.load.num_requests_waiting,
         "tokens_waiting": view.load.num_tokens_waiting,
         "kv_cache_usage_ratio": view.load.kv_cache_usage,
+        "cached_blocks_known": len(client.prefixes),
         "inflight_here": client.num_inflight,
         "load_progress": view.load_progress,
         "load_stage": view.load_stage,

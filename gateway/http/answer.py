@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Send
 
+from gateway.alarm import Alarm
 from gateway.http.errors import error_response
 from infermesh.errors import Cancelled, MeshError, SlowConsumer, as_mesh_error
 from infermesh.telemetry import logs
@@ -23,6 +24,8 @@ class Answer:
     def __init__(self, send: Send, patience_s: float) -> None:
         self._send = send
         self._patience_s = patience_s
+        self._alarm = Alarm(self._give_up)
+        self._writer: asyncio.Task[Any] | None = None
         self._stalled = False
         # what a client that never got an answer is counted as
         self.status = Cancelled.http_status
@@ -42,6 +45,10 @@ class Answer:
         if body or not more:
             await self._put({"type": "http.response.body", "body": body, "more_body": more})
 
+    def close(self) -> None:
+        """Nothing more is written. Harmless when repeated."""
+        self._alarm.close()
+
     async def refuse(self, error: MeshError) -> None:
         """The whole answer to a request that was refused."""
         response: Response = error_response(error)
@@ -54,12 +61,21 @@ class Answer:
     async def _put(self, message: Message) -> None:
         if self._stalled:  # an error event would wait in vain, too
             return
+        self._writer = writer = asyncio.current_task()
+        self._alarm.set(self._patience_s)
         try:
-            async with asyncio.timeout(self._patience_s):
-                await self._send(message)
-        except TimeoutError:
-            self._stalled = True
+            await self._send(message)
+        except asyncio.CancelledError:
+            if not self._stalled or writer is None or writer.uncancel() > 0:
+                raise  # by somebody else
             raise SlowConsumer(f"the client took nothing for {self._patience_s} s") from None
+        finally:
+            self._alarm.off()
+
+    def _give_up(self) -> None:
+        self._stalled = True
+        if self._writer is not None:
+            self._writer.cancel()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, None]) -> bool:

@@ -18,7 +18,7 @@ from gateway.auth.headers import LIMIT_HEADERS
 from gateway.cache.verdict import HEADERS as CACHE_HEADERS
 from gateway.embeddings import Embeddings
 from gateway.http.answer import IGNORED_FIELDS
-from gateway.http.call import draw_request_id
+from gateway.http.call import ORIGINAL_REQUEST_ID, RESUMED, draw_request_id
 from gateway.http.dialects import ChatCall, parse_chat, parse_completion
 from gateway.http.embeddings import EmbeddingsEndpoint
 from gateway.http.errors import error_response, on_defect, on_http_exception, on_mesh_error
@@ -74,6 +74,7 @@ def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig
             expose_headers=[
                 *(_REQUEST_ID, WATERFALL, IGNORED_FIELDS, "retry-after"),
                 *(*LIMIT_HEADERS, *CACHE_HEADERS),
+                *(RESUMED, ORIGINAL_REQUEST_ID),
             ],
         )
         middleware.insert(0, cors)

@@ -6,12 +6,18 @@ import uuid
 
 from starlette.requests import ClientDisconnect, Request
 
+from gateway.idempotency import check_key
 from gateway.request import Call, RequestId
 from infermesh.errors import Cancelled, InvalidRequest, RequestTooLarge
 from infermesh.telemetry import tracing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TIMEOUT_HEADER = "x-request-timeout-s"
+IDEMPOTENCY_KEY = "Idempotency-Key"
+LAST_EVENT_ID = "Last-Event-ID"
+# Of the answer to a request that was repeated.
+RESUMED = "infermesh-resumed"
+ORIGINAL_REQUEST_ID = "infermesh-original-request-id"
 
 
 def draw_request_id(given: str | None) -> RequestId:
@@ -25,7 +31,7 @@ def call_of(request: Request, endpoint: str, *, whole: bool = False) -> Call:
     """The circumstances of a request, inside its server span; `whole` as Call has it.
 
     Raises:
-        InvalidRequest: the timeout header is no positive number.
+        InvalidRequest: the timeout header is no positive number; the key is none.
     """
     return Call(
         request_id=request.state.request_id,
@@ -35,6 +41,8 @@ def call_of(request: Request, endpoint: str, *, whole: bool = False) -> Call:
         traceparent=tracing.current_traceparent() or request.headers.get("traceparent", ""),
         cache_control=request.headers.get("cache-control", ""),
         whole=whole,
+        idempotency_key=check_key(request.headers.get(IDEMPOTENCY_KEY), IDEMPOTENCY_KEY),
+        resume_from=request.headers.get(LAST_EVENT_ID),
     )
 
 

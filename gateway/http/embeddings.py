@@ -77,6 +77,7 @@ class EmbeddingsEndpoint:
             with tracing.span(f"gateway.{NAME}", traceparent=traceparent, attributes=facts):
                 await self._answer(request, answer)
         finally:
+            answer.close()
             metrics.REQUESTS.labels(NAME, str(answer.status)).inc()
 
     async def _answer(self, request: Request, answer: Answer) -> None:

@@ -1,7 +1,8 @@
 """The two generating endpoints as ASGI applications: admit, then answer whole or as a stream.
 
 A refusal keeps its HTTP status, because headers go out at admission only; an error after that is
-the stream's last event. A client that goes away cancels its request, queued or running.
+the stream's last event. A client that goes away cancels its request, queued or running; one with an
+Idempotency-Key goes on without it, and each of its events says what the client has by then.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import metrics
 from gateway.http.answer import IGNORED_FIELDS, Answer, as_error, unless_gone
-from gateway.http.call import call_of, read_body
+from gateway.http.call import ORIGINAL_REQUEST_ID, RESUMED, call_of, read_body
 from gateway.http.errors import error_event
 from gateway.http.shape import DONE, KEEP_ALIVE, Head, Shape, WholeChoice
 from gateway.pipeline import Pipeline
 from gateway.reply import Reply
 from gateway.request import Call, GenerationRequest
+from gateway.tokens import ChoiceDelta
 from infermesh.config import GatewayConfig
 from infermesh.errors import Cancelled, Internal, MeshError, SlowConsumer
 from infermesh.telemetry import tracing
@@ -79,6 +81,7 @@ class GenerateEndpoint:
             answer.status = Internal.http_status
             raise
         finally:
+            answer.close()
             metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
 
     async def _answer(self, request: Request, answer: Answer) -> None:
@@ -102,7 +105,7 @@ class GenerateEndpoint:
         failure: BaseException | None = None
         try:
             head = Head(
-                response_id=parsed.id_prefix + call.request_id,
+                response_id=parsed.id_prefix + (reply.record.resumed_from or call.request_id),
                 model=reply.model.model_id,
                 created=int(time.time()),
                 system_fingerprint="fp_" + reply.model.fingerprint[:12],
@@ -125,8 +128,13 @@ class GenerateEndpoint:
         try:
             await answer.begin(200, headers)
             await answer.write(shape.opening(reply.record.num_choices))
+            marks = EventIds(reply) if reply.is_kept else None
             async for batch in reply.batches(self._config.keepalive_s):
-                await answer.write(b"".join(map(shape.chunk, batch)) if batch else KEEP_ALIVE)
+                events = [
+                    marks.before(one) + shape.chunk(one) if marks else shape.chunk(one)
+                    for one in batch
+                ]
+                await answer.write(b"".join(events) if batch else KEEP_ALIVE)
             waterfall = f": {WATERFALL} {reply.waterfall}\n\n".encode()
             await answer.write(shape.usage(reply.usage()) + waterfall + DONE, more=False)
         except MeshError as error:
@@ -154,6 +162,26 @@ async def _whole(reply: Reply, shape: Shape, ignored: str, answer: Answer) -> Me
     return None
 
 
+class EventIds:
+    """`id` fields of a stream's events: the tokens of each choice that were received with them, one
+    more where it has ended. A client that comes back sends the last as Last-Event-ID.
+    """
+
+    def __init__(self, reply: Reply) -> None:
+        self._received = [num for prompt in reply.prompts for num in prompt.num_had]
+
+    def before(self, delta: ChoiceDelta) -> bytes:
+        """The line before a delta's first event."""
+        self._received[delta.index] += len(delta.token_ids) + (delta.finish_reason is not None)
+        return b"id: %b\n" % ",".join(map(str, self._received)).encode()
+
+
+def resumption_facts(reply: Reply) -> dict[str, str]:
+    """That the answer was begun by another request, and by which."""
+    original = reply.record.resumed_from
+    return {} if original is None else {RESUMED: "true", ORIGINAL_REQUEST_ID: original}
+
+
 def _facts(reply: Reply, ignored: str) -> dict[str, str]:
     """Headers about the answer, where there is something to say."""
     cache = reply.record.cache
@@ -161,4 +189,5 @@ def _facts(reply: Reply, ignored: str) -> dict[str, str]:
         **reply.ticket.headers,
         **(cache.headers() if cache is not None else {}),
         **({IGNORED_FIELDS: ignored} if ignored else {}),
+        **resumption_facts(reply),
     }

@@ -120,6 +120,8 @@ def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
         "owned_by": "infermesh",
         "root": model.model_id,
         "max_model_len": model.max_model_len,
+        "dtype": model.dtype,
+        "quantization": model.quantization or None,
         "kind": "generate",
     }
 

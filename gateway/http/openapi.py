@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.http.call import IDEMPOTENCY_KEY, LAST_EVENT_ID
 from gateway.http.chat_body import ChatBody
 from gateway.http.completion_body import CompletionBody
 from gateway.http.embeddings import EmbeddingsBody
@@ -40,6 +41,22 @@ _GETS = (
     ("/readyz", "New requests are taken"),
 )
 
+_HEADERS: tuple[tuple[str, str], ...] = (
+    (
+        IDEMPOTENCY_KEY,
+        "1 to 255 printable characters. The request goes on when its client is gone; whoever "
+        "repeats it with the same key and body, at any gateway, has the whole answer from its "
+        "first token on, while it runs and for `resume_grace_s` after. It is billed once. Another "
+        "body: 409.",
+    ),
+    (
+        LAST_EVENT_ID,
+        "With an Idempotency-Key and `stream`: the `id` of the last event that was received. The "
+        "stream goes on after it. Where nothing is kept any more: 404.",
+    ),
+)
+_GENERATING = ("/v1/chat/completions", "/v1/completions")
+
 # without a key
 _OPEN = ("/healthz", "/readyz")
 
@@ -51,6 +68,8 @@ def openapi(version: str) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     paths: dict[str, Any] = {path: {"post": _post(what, body)} for path, what, body in _POSTS}
+    for path in _GENERATING:
+        paths[path]["post"]["parameters"] = [_header(*one) for one in _HEADERS]
     paths |= {path: {"get": _get(path, what)} for path, what in _GETS}
     return {
         "openapi": "3.1.0",
@@ -72,6 +91,11 @@ def _post(what: str, body: type[BaseModel]) -> dict[str, Any]:
         "requestBody": {"required": True, "content": content},
         "responses": _responses(),
     }
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
 def _get(path: str, what: str) -> dict[str, Any]:

@@ -5,23 +5,29 @@ Owns the three loops and their reconnection. Chooses nothing.
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import grpc
 
 from gateway import metrics
+from gateway.prefix_index import PrefixIndex
+from gateway.replica.admittance import Admittance
 from gateway.replica.manifest import fetch_model
 from gateway.replica.session import Session, Sink, StreamId
 from gateway.replica.translate import Submission
-from gateway.replica.view import ReplicaState, ReplicaView, view_from_pb
-from gateway.request import ReplicaId
+from gateway.replica.view import ReplicaState, ReplicaView, block_events_from_pb, view_from_pb
+from gateway.request import ReplicaId, Resumable
 from gateway.routing import Candidate
 from gateway.served_model import ServedModel
 from infermesh import rpc
+from infermesh.block_hash import ShortHash
 from infermesh.errors import MeshError, ReplicaUnavailable, as_mesh_error
+from infermesh.stall import Silence
 from infermesh.telemetry import logs
 from infermesh.v1 import scheduler_service_pb2 as pb
 from infermesh.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
@@ -34,7 +40,11 @@ _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
 # A scheduler reports every second; one that is silent for longer gets no new request.
 _WATCH_SILENCE_S = 10.0
+# Longer between two looks at a replica's silence: this process itself stood still.
+_LONGEST_LOOK_S = 0.2
 # A recovering scheduler keeps requests and goes on with them.
+# Marks the break of a session that was given up from here.
+SILENT = "silent"
 _TAKES_REQUESTS = (ReplicaState.SERVING, ReplicaState.RECOVERING)
 
 
@@ -73,11 +83,18 @@ class ReplicaClient:
         self.view = ReplicaView(replica_id=ReplicaId(address))
         self.model: ServedModel | None = None
         self.error: MeshError | None = None
+        self.prefixes = PrefixIndex(time.monotonic)
+        # Set once the replica is not to be used any more; open requests go on.
+        self.leaving = asyncio.Event()
         self._threads = threads
         self._on_change = on_change
         self._session: Session | None = None
         self._tokens_submitted = 0
         self._serving = asyncio.Event()
+        self.admittance = Admittance()
+        self._silence = Silence(time.monotonic, _LONGEST_LOOK_S)
+        self._num_reports = 0
+        self._last_heard: tuple[Session | None, int, int] = (None, 0, 0)
 
     @property
     def replica_id(self) -> ReplicaId:
@@ -88,7 +105,8 @@ class ReplicaClient:
         """It can take a request now."""
         session = self._session
         return (
-            self.view.state in _TAKES_REQUESTS
+            not self.leaving.is_set()
+            and self.view.state in _TAKES_REQUESTS
             and session is not None
             and session.ready
             and self.model is not None
@@ -96,25 +114,74 @@ class ReplicaClient:
         )
 
     @property
+    def serving(self) -> bool:
+        """It computes: a request does not wait for its device."""
+        return self.view.state is ReplicaState.SERVING
+
+    @property
+    def attachable(self) -> bool:
+        """It can say whether it has a request; also one that takes no new ones."""
+        session = self._session
+        model = self.model
+        return (
+            session is not None and model is not None and session.fingerprint == model.fingerprint
+        )
+
+    @property
     def num_inflight(self) -> int:
         return self._session.num_inflight if self._session else 0
 
-    def candidate(self) -> Candidate:
-        """What routing needs to know."""
-        load = self.view.load
+    def candidate(
+        self, blocks: Sequence[ShortHash] = (), costs: Sequence[float] = (0.0,)
+    ) -> Candidate:
+        """What routing needs to know.
+
+        Args:
+            blocks: of the request's prompt.
+            costs: of computing it where so many of its blocks are held.
+        """
+        load, num_matched = self.view.load, self.prefixes.num_matched(blocks)
         return Candidate(
             replica_id=self.replica_id,
             num_tokens_waiting=load.num_tokens_waiting,
             num_requests=load.num_requests_running + load.num_requests_waiting,
             num_local_inflight=self.num_inflight,
             num_tokens_submitted=self._tokens_submitted,
+            num_tokens_matched=num_matched * self.prefixes.block_size,
+            compute_cost=costs[num_matched],
+            kv_usage=load.kv_cache_usage,
         )
+
+    def note_tokens(self, num_tokens: int) -> None:
+        """A request is to be sent there, for which it has to compute so many prompt tokens."""
+        self._tokens_submitted += num_tokens
 
     def submit(self, submission: Submission, sink: Sink) -> Attempt:
         """Sends an attempt; only while `routable`."""
         assert self._session is not None
-        self._tokens_submitted += len(submission.job.prompt_token_ids)
         return Attempt(self._session, self._session.submit(submission, sink))
+
+    def check_silence(self, patience_s: float) -> None:
+        """Takes a replica that has said nothing for so long for lost; to be called often.
+
+        Its streams go on elsewhere, or wait; it is used again when it says something.
+        """
+        session = self._session
+        heard = (session, self._num_reports, session.num_messages if session else 0)
+        if session is None or heard != self._last_heard:
+            self._last_heard = heard
+            self._silence.heard()
+        elif (silent_s := self._silence.look()) > patience_s:
+            self._silence.heard()
+            metrics.SILENCES.inc()
+            self._see(dataclasses.replace(self.view, state=ReplicaState.UNREACHABLE))
+            why = f"the replica has said nothing for {silent_s:.1f} s"
+            session.end(ReplicaUnavailable(why, metadata={SILENT: "1"}))
+
+    def attach(self, name: Resumable, sink: Sink) -> Attempt:
+        """Asks for a request that another gateway submitted; only while `attachable`."""
+        assert self._session is not None
+        return Attempt(self._session, self._session.attach(name, sink))
 
     async def run(self) -> None:
         """Watches and reconnects until cancelled."""
@@ -128,14 +195,36 @@ class ReplicaClient:
         backoff = Backoff()
         while True:
             try:
-                async for message in _reports(stub):
-                    backoff.reset()
-                    self._tokens_submitted = 0
-                    self._see(view_from_pb(message))
-            except (grpc.aio.AioRpcError, TimeoutError) as exc:
+                await self._watch(stub, backoff)
+            except (grpc.aio.AioRpcError, TimeoutError, ReplicaUnavailable) as exc:
                 _log.debug("watch broke", extra=self._fields(exc))
-            self._see(dataclasses.replace(self.view, state=ReplicaState.UNREACHABLE))
-            await backoff.wait()
+                self.prefixes.clear()
+                self._see(dataclasses.replace(self.view, state=ReplicaState.UNREACHABLE))
+                await backoff.wait()
+
+    async def _watch(self, stub: "SchedulerServiceAsyncStub", backoff: "Backoff") -> None:
+        """Takes reports until one of the prefix cache was missed: a new stream tells all of it.
+
+        Raises:
+            TimeoutError, ReplicaUnavailable, grpc.aio.AioRpcError: the replica is silent, or gone.
+        """
+        async with aclosing(_reports(stub)) as reports:
+            async for message in reports:
+                backoff.reset()
+                self._num_reports += 1
+                self._tokens_submitted = 0
+                self._see(view_from_pb(message))
+                if not self._see_blocks(message):
+                    return
+
+    def _see_blocks(self, message: pb.WatchReplicaResponse) -> bool:
+        """False where a report was missed."""
+        if not message.HasField("blocks"):
+            return True
+        whole = self.prefixes.apply(block_events_from_pb(message.blocks))
+        if not whole:
+            _log.warning("a report of blocks was missed", extra={"replica": self.address})
+        return whole
 
     async def _keep_session(self, stub: "SchedulerServiceAsyncStub") -> None:
         backoff = Backoff()
@@ -148,6 +237,7 @@ class ReplicaClient:
                 await self._session.run(lambda: self._on_ready(backoff))
             except (grpc.aio.AioRpcError, MeshError) as exc:
                 self.error = as_mesh_error(exc)
+                self.admittance.lost(self.error)
                 _log.warning("replica lost", extra=self._fields(exc))
             finally:
                 self._session = None
@@ -164,6 +254,8 @@ class ReplicaClient:
         self._changed()
 
     def _see(self, view: ReplicaView) -> None:
+        if self.serving and view.state is ReplicaState.RECOVERING:
+            self.admittance.lost()
         self.view = view
         if view.state in _TAKES_REQUESTS:
             self._serving.set()
@@ -172,6 +264,8 @@ class ReplicaClient:
         self._changed()
 
     def _changed(self) -> None:
+        self.admittance.seen(self.routable, self.serving)
+        metrics.CIRCUIT.labels(self.address).set(self.admittance.breaker.circuit)
         metrics.REPLICA_READY.labels(self.address).set(self.routable)
         metrics.REPLICA_INFLIGHT.labels(self.address).set(self.num_inflight)
         self._on_change()
@@ -194,20 +288,22 @@ class Backoff:
         self._next_s = min(self._next_s * 2, _MAX_BACKOFF_S)
 
 
-async def _reports(stub: "SchedulerServiceAsyncStub") -> AsyncIterator[pb.WatchReplicaResponse]:
-    """The replica's reports until the stream ends.
+async def _reports(
+    stub: "SchedulerServiceAsyncStub",
+) -> AsyncGenerator[pb.WatchReplicaResponse, None]:
+    """The replica's reports.
 
     Raises:
         TimeoutError: it was silent for too long.
-        grpc.aio.AioRpcError: the stream broke.
+        ReplicaUnavailable, grpc.aio.AioRpcError: the stream has ended, or broke.
     """
     call = stub.WatchReplica(pb.WatchReplicaRequest())
     try:
         while True:
             async with asyncio.timeout(_WATCH_SILENCE_S):
                 message = await call.read()
-            if not isinstance(message, pb.WatchReplicaResponse):  # the end of the stream
-                return
+            if not isinstance(message, pb.WatchReplicaResponse):
+                raise ReplicaUnavailable("the replica has ended its reports")
             yield message
     finally:
         call.cancel()

@@ -76,4 +76,6 @@ def make_model(
         created_unix_s=manifest.created_unix_s,
         defaults=defaults,
         text=text,
+        rope_switch_len=manifest.rope_switch_len,
+        quantization=manifest.quantization,
     )

@@ -12,17 +12,28 @@ from typing import Any, NewType, Protocol
 import grpc
 
 from gateway.replica.translate import (
+    Attached,
     Submission,
+    attach_to_pb,
+    attached_from_pb,
     cancel_to_pb,
     finish_from_pb,
     logprobs_from_pb,
+    move_from_pb,
     start_from_pb,
     submit_to_pb,
     without_choice,
 )
-from gateway.request import Fingerprint
+from gateway.replica.view import MoveReason
+from gateway.request import Fingerprint, Resumable
 from gateway.tokens import Finish, Start, TokenLogprobs
-from infermesh.errors import MeshError, ReplicaUnavailable, from_detail, from_rpc_error
+from infermesh.errors import (
+    MeshError,
+    ProtocolViolation,
+    ReplicaUnavailable,
+    from_detail,
+    from_rpc_error,
+)
 from infermesh.v1 import scheduler_service_pb2 as pb
 
 StreamId = NewType("StreamId", int)
@@ -30,6 +41,9 @@ StreamId = NewType("StreamId", int)
 
 class Sink(Protocol):
     """Takes what a session delivers of one attempt. Its methods neither wait nor raise."""
+
+    def on_attached(self, attached: Attached) -> None:
+        """Before `on_accepted`: it is a request that was submitted before."""
 
     def on_accepted(self) -> None: ...
 
@@ -46,6 +60,12 @@ class Sink(Protocol):
     ) -> None: ...
 
     def on_finished(self, choice: int, end: Finish | MeshError) -> None: ...
+
+    def on_moved(self, reason: MoveReason, num_crashes: int) -> None:
+        """The request had better go on elsewhere; it stays until it is cancelled."""
+
+    def on_taken_over(self) -> None:
+        """Another session goes on with the request; nothing more comes."""
 
     def on_broken(self, error: MeshError) -> None:
         """The session is gone; nothing more comes."""
@@ -68,6 +88,10 @@ class Session:
         self._cancels: dict[StreamId, list[int]] = {}
         self._outgoing = asyncio.Event()
         self._closed = False
+        self._call: Any = None
+        self._ended_by: MeshError | None = None
+        # What has come so far: a sign of life.
+        self.num_messages = 0
         self.fingerprint: Fingerprint | None = None
 
     @property
@@ -84,6 +108,14 @@ class Session:
         stream_id = StreamId(next(self._stream_ids))
         self._sinks[stream_id] = sink
         self._submits[stream_id] = submit_to_pb(submission, stream_id)
+        self._outgoing.set()
+        return stream_id
+
+    def attach(self, name: Resumable, sink: Sink) -> StreamId:
+        """As `submit`, for a request that another session submitted."""
+        stream_id = StreamId(next(self._stream_ids))
+        self._sinks[stream_id] = sink
+        self._submits[stream_id] = attach_to_pb(name, stream_id)
         self._outgoing.set()
         return stream_id
 
@@ -106,8 +138,9 @@ class Session:
             self._outgoing.set()
 
     def release(self, stream_id: StreamId) -> None:
-        """Forgets an attempt that has ended by itself."""
+        """Forgets an attempt that has ended by itself, or was never sent."""
         self._sinks.pop(stream_id, None)
+        self._submits.pop(stream_id, None)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Lives as long as the stream; then every attempt on it is broken.
@@ -116,9 +149,10 @@ class Session:
             MeshError: why the stream ended.
         """
         error: MeshError = ReplicaUnavailable("the session with the replica was closed")
-        call = self._open_stream(self._requests())
+        call = self._call = self._open_stream(self._requests())
         try:
             async for response in call:
+                self.num_messages += 1
                 if response.HasField("ready"):
                     self.fingerprint = Fingerprint(response.ready.model_fingerprint)
                     on_ready()
@@ -128,6 +162,11 @@ class Session:
             error = from_rpc_error(exc)
         except MeshError as exc:
             error = exc
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._ended_by is None or task is None or task.cancelling():
+                raise
+            error = self._ended_by  # grpc.aio raises this also where the call alone was cancelled
         finally:
             call.cancel()
             self._closed = True
@@ -135,6 +174,12 @@ class Session:
             self.fingerprint = None
             self._break(error)
         raise error
+
+    def end(self, error: MeshError) -> None:
+        """Breaks the stream, and with it every attempt on it."""
+        self._ended_by = error
+        if self._call is not None:
+            self._call.cancel()
 
     async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
         while not self._closed:
@@ -153,6 +198,8 @@ class Session:
         # A stream_id that is not there any more was cancelled: its late events mean nothing.
         for accepted in response.accepted:
             if sink := self._sinks.get(StreamId(accepted.stream_id)):
+                if accepted.HasField("attached"):
+                    sink.on_attached(attached_from_pb(accepted.attached))
                 sink.on_accepted()
         for refused in response.refused:
             if sink := self._sinks.pop(StreamId(refused.stream_id), None):
@@ -163,9 +210,32 @@ class Session:
                 if delta.HasField("timings"):
                     sink.on_started(delta.choice, start_from_pb(delta))
                 sink.on_delta(delta.choice, delta.start, list(delta.token_ids), logprobs)
+        if response.HasField("tokens"):
+            self._hand_out(response.tokens)
         for finished in response.finished:
             if sink := self._sinks.get(StreamId(finished.stream_id)):
                 sink.on_finished(finished.choice, finish_from_pb(finished))
+        for moved in response.moved:
+            self._move(moved)
+
+    def _hand_out(self, tokens: pb.PackedTokens) -> None:
+        sinks, nothing = self._sinks, ()
+        columns = (tokens.stream_ids, tokens.choices, tokens.starts, tokens.token_ids)
+        if len({len(column) for column in columns}) > 1:
+            raise ProtocolViolation("packed tokens are not one in each of their lists")
+        for stream_id, choice, start, token_id in zip(*columns, strict=True):
+            if sink := sinks.get(StreamId(stream_id)):
+                sink.on_delta(choice, start, (token_id,), nothing)
+
+    def _move(self, moved: pb.Moved) -> None:
+        stream_id = StreamId(moved.stream_id)
+        if moved.reason == pb.MOVE_REASON_ATTACHED:
+            if sink := self._sinks.pop(stream_id, None):
+                sink.on_taken_over()
+            return
+        reason = move_from_pb(moved)
+        if reason is not None and (sink := self._sinks.get(stream_id)):
+            sink.on_moved(reason, moved.num_crashes)
 
     def _break(self, error: MeshError) -> None:
         sinks, self._sinks = self._sinks, {}

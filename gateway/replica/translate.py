@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.request import Job, Sampling, StopRules
+from gateway.replica.view import MoveReason
+from gateway.request import Job, RequestId, Resumable, Sampling, StopRules
 from gateway.tokens import ChoiceTimings, Finish, FinishReason, Start, TokenLogprobs
 from infermesh.errors import Internal, MeshError, ProtocolViolation, from_detail
 from infermesh.v1 import sampling_pb2
@@ -15,6 +16,11 @@ _REASONS = {
     sampling_pb2.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
 }
 
+_MOVES = {
+    pb.MOVE_REASON_DRAINING: MoveReason.DRAINING,
+    pb.MOVE_REASON_DEVICE_LOST: MoveReason.DEVICE_LOST,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -24,6 +30,25 @@ class Submission:
     attempt: int
     delivered: Sequence[tuple[int, Sequence[int]]]
     remaining_s: float | None
+    # Losses of a replica or device that it was in flight at, without a token since.
+    num_crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A request that was attached to, as it was submitted.
+
+    Attributes:
+        is_accounted: a gateway has had all of it.
+    """
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    stop: StopRules
+    choices: tuple[int, ...]
+    record_id: str
+    is_accounted: bool
 
 
 def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
@@ -46,10 +71,51 @@ def submit_to_pb(submission: Submission, stream_id: int) -> pb.SessionRequest:
         sharing_domain=job.sharing_domain,
         task=pb.TASK_GENERATE,
         traceparent=job.traceparent,
+        num_crashes=submission.num_crashes,
     )
+    if job.resumable is not None:
+        submit.idempotency_key = job.resumable.key
+        submit.body_digest = job.resumable.digest
+        submit.record_id = job.resumable.record_id
     if submission.remaining_s is not None:
         submit.remaining_deadline.FromMicroseconds(max(0, int(submission.remaining_s * 1e6)))
-    return pb.SessionRequest(submit=submit)
+    return pb.SessionRequest(submit=submit, packs_tokens=True)
+
+
+def attach_to_pb(name: Resumable, stream_id: int) -> pb.SessionRequest:
+    """The message that asks for a request by its key."""
+    attach = pb.Attach(stream_id=stream_id, idempotency_key=name.key, body_digest=name.digest)
+    return pb.SessionRequest(attach=attach, packs_tokens=True)
+
+
+def attached_from_pb(message: pb.Attached) -> Attached:
+    """What a replica says of a request that it has."""
+    sampling, stop = message.sampling, message.stop
+    return Attached(
+        request_id=RequestId(message.request_id),
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        sampling=Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=dict(sampling.logit_bias),
+            seed=sampling.seed,
+            top_logprobs=sampling.top_logprobs if sampling.HasField("top_logprobs") else None,
+        ),
+        stop=StopRules(
+            max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
+            min_tokens=stop.min_tokens,
+            stop_token_ids=tuple(stop.stop_token_ids),
+            ignore_eos=stop.ignore_eos,
+        ),
+        choices=tuple(message.choices),
+        record_id=message.record_id,
+        is_accounted=message.is_accounted,
+    )
 
 
 def cancel_to_pb(stream_id: int, choices: Sequence[int]) -> pb.SessionRequest:
@@ -78,6 +144,11 @@ def finish_from_pb(message: pb.Finished) -> Finish | MeshError:
         timings=_timings_from_pb(message.timings),
         cached_prompt_tokens=message.cached_prompt_tokens,
     )
+
+
+def move_from_pb(message: pb.Moved) -> MoveReason | None:
+    """Why a request had better go on elsewhere; None for what is no such offer."""
+    return _MOVES.get(message.reason)
 
 
 def start_from_pb(message: pb.TokenDelta) -> Start:

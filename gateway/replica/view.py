@@ -1,9 +1,13 @@
 """A replica's state and load as it reports them. Values only."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from gateway.prefix_index import BlockEvents
 from gateway.request import Fingerprint, ReplicaId
+from infermesh.block_hash import ShortHash
 from infermesh.errors import MeshError, from_detail
 from infermesh.v1 import scheduler_service_pb2 as pb
 
@@ -17,6 +21,13 @@ class ReplicaState(enum.Enum):
     RECOVERING = "recovering"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+class MoveReason(enum.Enum):
+    """Why a replica offers a request to others."""
+
+    DRAINING = "draining"
+    DEVICE_LOST = "device_lost"
 
 
 _STATES = {
@@ -69,4 +80,15 @@ def view_from_pb(message: pb.WatchReplicaResponse) -> ReplicaView:
         load_progress=message.load_progress,
         load_stage=message.load_stage,
         error=from_detail(message.error) if message.HasField("error") else None,
+    )
+
+
+def block_events_from_pb(message: pb.BlockEvents) -> BlockEvents:
+    """What one report says of the prefix cache."""
+    return BlockEvents(
+        sequence=message.sequence,
+        is_snapshot=message.is_snapshot,
+        stored=cast("Sequence[ShortHash]", list(message.stored)),
+        removed=cast("Sequence[ShortHash]", list(message.removed)),
+        block_size=message.block_size,
     )

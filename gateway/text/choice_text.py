@@ -16,16 +16,24 @@ class ChoiceText:
 
     Args:
         min_tokens: stop strings are not looked for in the text of this many first tokens.
+        num_had: what is shown of this many first tokens was shown before, and is left out; the end
+            counts as one more.
     """
 
     def __init__(
-        self, index: int, family: DecoderFamily, stops: Sequence[str], min_tokens: int = 0
+        self,
+        index: int,
+        family: DecoderFamily,
+        stops: Sequence[str],
+        min_tokens: int = 0,
+        num_had: int = 0,
     ) -> None:
         self._index = index
         self._family = family
         self._detokenizer = family.start()
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
+        self._num_had = num_had
         self._decoded_len = 0  # characters that left the detokenizer
         self._shown_len = 0  # of these, characters that left the matcher
         self._text: list[str] = []
@@ -54,6 +62,8 @@ class ChoiceText:
             if logprobs:
                 self._entries.append(self._entry(token_id, logprobs[position]))
             self._show(self._detokenizer.push(token_id))
+            if self.num_tokens == self._num_had or (self.done and self._num_had > self.num_tokens):
+                self._leave_out()
 
     def finish(self, finish: Finish) -> None:
         """The scheduler ended the choice; a stop string found before wins."""
@@ -67,10 +77,14 @@ class ChoiceText:
         if not self.done:
             self._shown(self._matcher.finish())
             self._finish_reason = finish.reason
+        if self.num_tokens < self._num_had:
+            self._leave_out()
 
     def take(self) -> ChoiceDelta | None:
         """What is new since the last call; None where nothing can be shown."""
         if not self._text and not self.done:
+            return None
+        if self.num_tokens < self._num_had and not self.done:
             return None
         entries = tuple(self._take_entries())
         token_ids = tuple(self._token_ids)
@@ -78,6 +92,11 @@ class ChoiceText:
         self._text.clear()
         self._token_ids.clear()
         return ChoiceDelta(self._index, text, token_ids, entries, self._finish_reason)
+
+    def _leave_out(self) -> None:
+        self._take_entries()
+        self._token_ids.clear()
+        self._text.clear()
 
     def _show(self, text: str) -> None:
         if not text:

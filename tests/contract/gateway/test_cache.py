@@ -13,7 +13,7 @@ from infermesh.v1 import sampling_pb2
 from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.contract.gateway.cached import CHAT, ask, post, running, said, stored
 from tests.fake_cache import AGE_S, FakeCache
-from tests.fake_scheduler import saying
+from tests.fake_stream import saying
 from tests.gateway_process import Edge, make_replicas, running_gateway
 
 
@@ -140,6 +140,47 @@ async def test_requests_that_share_a_generation_keep_once(eager: Edge) -> None:
     assert [said(answer)[1] for answer in answers] == ["no_candidate", "in_flight"]
     await stored(eager, ask("Other"))
     assert [entry.text for entry in cache.entries] == ["Hello", "Other"]
+
+
+async def test_an_answer_is_kept_with_the_mark_from_before_it_began(eager: Edge) -> None:
+    cache = eager.cache
+    assert cache is not None
+    cache.mark = b"second"
+    await stored(eager, ask("Refreshes the mark"))
+    eager.replica.gated = cache.holds_semantic = True
+    running = asyncio.create_task(post(eager, ask()))
+    await eager.replica.wait(lambda: eager.replica.num_streams == 1)
+    cache.mark = b"third"
+    cache.holds_semantic = False
+    cache.release()  # late: the generation has begun
+    eager.replica.gated = False
+    eager.replica._wake.set()
+    assert said(await running)[0] == "miss"
+    await cache.kept(2)
+    await stored(eager, ask("Begins later"))
+    assert [entry.mark for entry in cache.entries] == [b"first", b"second", b"third"]
+
+
+async def test_an_answer_that_began_without_the_cache_is_not_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        cache = edge.cache
+        await stored(edge, ask())
+        await cache.kill()
+        while said(await post(edge, ask("Begins without it")))[1] != "unavailable":
+            pass  # the gateway has not seen the end of its streams yet
+        edge.replica.gated = True
+        task = asyncio.create_task(post(edge, ask("Ends with it")))
+        await edge.replica.wait(lambda: edge.replica.num_streams == 1)
+        await cache.start()
+        edge.replica.gated = False
+        edge.replica._wake.set()
+        assert said(await task) == ("miss", "unavailable")
+        while said(await post(edge, ask()))[0] != "hit":
+            pass  # the gateway has not found it again yet
+        await stored(edge, ask("Last"))
+        texts = [entry.text for entry in cache.entries]
+        assert "Ends with it" not in texts
+        assert texts[-1] == "Last"
 
 
 async def test_cache_that_hangs_is_a_miss_and_soon_left_alone(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from infermesh.errors import Draining, ModelLoading, ReplicaUnavailable
 from infermesh.v1 import scheduler_service_pb2 as pb
-from tests.fake_scheduler import FakeScheduler, words
+from tests.fake_scheduler import FakeScheduler
+from tests.fake_stream import words
 from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.tiny_tokenizer import byte_level
 
@@ -154,17 +155,34 @@ async def test_keep_alives_go_out_while_a_stream_waits_for_its_replica(tmp_path:
         assert text
 
 
-async def test_request_that_breaks_three_replicas_is_poisoned(edge: Edge) -> None:
+async def test_request_that_breaks_three_replicas_without_a_token_is_poisoned(edge: Edge) -> None:
     edge.replica.gated = True
     stream = await edge.openai.chat.completions.create(**ASK, stream=True)
+    await edge.replica.step()
     for attempt in range(3):
         await edge.replica.wait(lambda n=attempt: len(edge.replica.submits) == n + 1)  # type: ignore[misc]
-        await edge.replica.step()
         await edge.replica.break_sessions(ReplicaUnavailable("crash"))
     with pytest.raises(openai.APIError) as caught:
         await read(stream)
     assert caught.value.code == "poisoned"
     assert [submit.attempt for submit in edge.replica.submits] == [0, 1, 2]
+    assert [submit.num_crashes for submit in edge.replica.submits] == [0, 1, 2]
+
+
+async def test_stream_survives_any_number_of_crashes_when_it_gets_tokens(edge: Edge) -> None:
+    edge.replica.gated = True
+    stream = await edge.openai.chat.completions.create(**ASK, stream=True)
+    reading = asyncio.create_task(read(stream))
+    for attempt in range(4):
+        await edge.replica.wait(lambda n=attempt: len(edge.replica.submits) == n + 1)  # type: ignore[misc]
+        await edge.replica.step()
+        await edge.replica.break_sessions(ReplicaUnavailable("crash"))
+    await edge.replica.wait(lambda: len(edge.replica.submits) == 5)
+    edge.replica.gated = False
+    edge.replica._wake.set()
+    texts, _ = await reading
+    assert texts == {0: undisturbed()}
+    assert max(submit.num_crashes for submit in edge.replica.submits) <= 1
 
 
 @pytest.mark.parametrize("refusal", [ModelLoading("loading"), Draining("draining")])

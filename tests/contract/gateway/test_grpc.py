@@ -18,7 +18,7 @@ from infermesh.errors import (
 from infermesh.v1 import inference_service_pb2 as pb
 from infermesh.v1 import sampling_pb2
 from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
-from tests.fake_scheduler import saying
+from tests.fake_stream import saying
 from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.tiny_tokenizer import byte_level
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_scheduler import saying
+from tests.fake_stream import saying
 from tests.gateway_process import Edge
 from tests.tiny_tokenizer import byte_level
 
@@ -16,7 +16,9 @@ ASK: dict[str, Any] = {
 PROMPT = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
-async def test_chat_answers_whole(edge: Edge) -> None:
+@pytest.mark.parametrize("packs_tokens", [True, False])
+async def test_chat_answers_whole(edge: Edge, packs_tokens: bool) -> None:
+    edge.replica.packs_tokens = packs_tokens
     edge.replica.script = saying("Zażółć 😀 naïve")
     answer = await edge.openai.chat.completions.create(**ASK)
     assert answer.object == "chat.completion"
@@ -119,7 +121,7 @@ async def test_stop_string_across_tokens_cancels_at_the_scheduler(edge: Edge) ->
             reason = chunk.choices[0].finish_reason or reason
     assert text == " word 0 of choice 0, wor"
     assert reason == "stop"
-    await edge.replica.wait(lambda: edge.replica.cancelled == ["stopper"])
+    await edge.replica.wait(lambda: edge.replica.cancelled == [("stopper", 0)])
     counted = byte_level().encode(" word 0 of choice 0, word 1 of").ids
     assert usage is not None
     assert usage.completion_tokens <= len(counted) + 1  # tokens after the match are not billed

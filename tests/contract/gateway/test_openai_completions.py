@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_scheduler import saying
+from tests.fake_stream import saying
 from tests.gateway_process import Edge
 from tests.tiny_tokenizer import byte_level, eos_id
 

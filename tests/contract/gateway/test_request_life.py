@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from gateway import metrics
 from gateway.server import GatewayService
 from infermesh.config import ConfigError, GatewayConfig
+from infermesh.errors import Draining
 from infermesh.sockets import bind
 from infermesh.v1 import scheduler_service_pb2 as pb
-from tests.fake_scheduler import saying
+from tests.fake_stream import saying
 from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.tiny_tokenizer import byte_level
 
@@ -204,6 +206,26 @@ async def test_stop_string_loses_neither_times_nor_cached_tokens(edge: Edge) -> 
     assert "queue;dur=1.000, prefill;dur=2.000, decode;dur=" in waterfall
 
 
+async def test_record_is_up_to_date_when_the_request_still_runs(edge: Edge) -> None:
+    edge.replica.gated = True
+    body = {**ASK, "stream": True}
+    url = "/v1/chat/completions"
+    async with edge.http.stream("POST", url, json=body, headers=headers("live")) as response:
+        events = response.aiter_lines()
+        for number in (1, 2, 3):
+            await edge.replica.step()
+            async for line in events:
+                if '"content":"' in line and '"content":""' not in line:  # a token's text
+                    break
+            record = (await edge.http.get(f"{edge.admin_url}/debug/requests/live")).json()
+            assert record["status"] == "running"
+            assert record["usage"]["completion_tokens"] == number
+            assert "decode" in record["waterfall_ms"]
+        await edge.replica.step(60)  # to its end
+        async for _ in events:
+            pass
+
+
 async def test_request_id_and_waterfall_are_told_and_kept(edge: Edge) -> None:
     response = await edge.http.post("/v1/chat/completions", json=ASK, headers=headers("mine"))
     assert response.headers["x-request-id"] == "mine"
@@ -247,21 +269,46 @@ async def test_cors_answers_the_configured_origin_alone(tmp_path: Path) -> None:
             assert ("access-control-allow-origin" in response.headers) is allowed
 
 
-async def test_drain_finishes_streams_and_refuses_new_requests(edge: Edge) -> None:
+async def drain_begun(edge: Edge) -> None:
+    """Until nobody can connect any more."""
+    host, _, port = edge.service.announce()["http_address"].rpartition(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:  # closed with the listener
+            continue
+
+
+async def test_drain_finishes_streams_and_takes_no_new_connection(edge: Edge) -> None:
     edge.replica.gated = True
     stream = await edge.openai.chat.completions.create(**ASK, stream=True)
     draining = asyncio.create_task(edge.service.drain(10.0))
-    await asyncio.sleep(0)
-    refused = await edge.http.post("/v1/chat/completions", json=ASK)
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "draining"
-    assert refused.headers["retry-after"]
-    assert (await edge.http.get("/readyz")).status_code == 503
+    await drain_begun(edge)
+    with pytest.raises(httpx.ConnectError):  # the client's one connection has the stream
+        await edge.http.get("/readyz")
     assert not draining.done()
     edge.replica.gated = False
     edge.replica._wake.set()
     assert await text_of(stream)
     await draining
+
+
+async def test_connections_that_are_open_get_a_last_answer_in_a_drain(tmp_path: Path) -> None:
+    replicas = make_replicas(tmp_path)
+    async with running_gateway(tmp_path, replicas, hand_over_s=60.0) as edge:
+        assert (await edge.http.get("/readyz")).status_code == 200
+        draining = asyncio.create_task(edge.service.drain(60.0))
+        await drain_begun(edge)
+        answer = await edge.http.post("/v1/chat/completions", json=ASK)
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        await draining  # no connection is left to wait for
+        with pytest.raises(Draining):
+            edge.service.pipeline.admission.enter("tenant")
 
 
 async def test_drain_tells_streams_that_outlast_the_grace(edge: Edge) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from infermesh.errors import ReplicaUnavailable
 from infermesh.v1 import scheduler_service_pb2 as pb
-from tests.fake_scheduler import FakeScheduler, words
+from tests.fake_scheduler import FakeScheduler
+from tests.fake_stream import words
 from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.tiny_tokenizer import byte_level
 

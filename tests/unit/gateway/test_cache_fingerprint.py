@@ -95,7 +95,8 @@ def test_every_field_of_a_request_is_in_the_table_or_decides_no_answer() -> None
     not_deciding = {
         "request_id", "traceparent", "deadline", "priority", "tenant", "model_id",  # no token
         "temperature_given", "reuse_policy",  # whether it is asked for at all
-        "tenant_weight",
+        "tenant_weight", "resumable",
+        "rope_switch_len",  # the model's, which its fingerprint stands for
         "prompt_token_ids",  # exact alone; see below
         "seed",  # drawn where the client gave none, else equal to shareable_seed
         "sampling", "stop",  # by their fields

@@ -1,6 +1,10 @@
 """One choice's tokens become deltas: text, logprobs of what is shown, the reason of its end."""
 
+import itertools
 import json
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.text.choice_text import ChoiceText
 from gateway.text.detokenizer import decoder_family
@@ -108,3 +112,43 @@ def test_token_ids_come_with_the_text_that_they_make() -> None:
     delta = text.take()
     assert delta is not None
     assert list(delta.token_ids) == token_ids
+
+
+LOGPROBS = TokenLogprobs(-0.5)
+
+
+@given(
+    st.text(alphabet="abx zé€🙂\n", min_size=1, max_size=40),
+    st.sampled_from(["", "x", "b x", "🙂é"]),
+    st.lists(st.integers(1, 4), min_size=1, max_size=60),
+    st.data(),
+)
+def test_reader_who_has_any_delta_gets_exactly_the_rest(
+    text: str, stop: str, pieces: list[int], data: st.DataObject
+) -> None:
+    token_ids, stops = ids(text), (stop,) if stop else ()
+    first = ChoiceText(0, FAMILY, stops)
+    deltas, received, position = [], [0], 0
+    for size in itertools.cycle(pieces):
+        tokens = token_ids[position : position + size]
+        position += len(tokens)
+        first.push(tokens, [LOGPROBS] * len(tokens))
+        if position == len(token_ids):
+            first.finish(Finish(FinishReason.LENGTH))
+        if (delta := first.take()) is not None:
+            deltas.append(delta)
+            ended = delta.finish_reason is not None
+            received.append(received[-1] + len(delta.token_ids) + ended)
+        if first.done:
+            break
+    seen = data.draw(st.integers(0, len(deltas)))
+    again = ChoiceText(0, FAMILY, stops, num_had=received[seen])
+    again.push(token_ids, [LOGPROBS] * len(token_ids))
+    again.finish(Finish(FinishReason.LENGTH))
+    rest = again.take()
+    assert rest is not None
+    assert rest.finish_reason is first.finish_reason
+    assert rest.text == "".join(delta.text for delta in deltas[seen:])
+    assert list(rest.token_ids) == [t for delta in deltas[seen:] for t in delta.token_ids]
+    assert list(rest.logprobs) == [e for delta in deltas[seen:] for e in delta.logprobs]
+    assert again.num_tokens == first.num_tokens

@@ -3,12 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from unittest.mock import Mock
 
+from gateway.attempt import Adopted, AttemptSink, Journey
+from gateway.driving import Driving
 from gateway.failover import Driver
 from gateway.fleet import Fleet
 from gateway.generation import Generation
+from gateway.replica.admittance import Admittance
+from gateway.replica.client import Attempt
 from gateway.replica.session import Session, Sink, StreamId
 from gateway.replica.translate import Submission
+from gateway.request import Resumable
 from gateway.tokens import Finish, FinishReason
 from infermesh.errors import MeshError, ReplicaUnavailable
 from infermesh.v1 import scheduler_service_pb2 as pb
@@ -68,6 +74,7 @@ class FakeReplica:
         self.sinks: list[Sink] = []
         self.calls: list[Any] = []
         self.submitted = asyncio.Event()
+        self.admittance = Admittance()
 
     def submit(self, submission: Submission, sink: Sink) -> "FakeReplica":
         self.submissions.append(submission)
@@ -95,6 +102,9 @@ class FakeFleet:
         self.is_there = True
         self.waiting = asyncio.Event()
         self.news = asyncio.Event()
+        self.listeners: set[object] = set()
+
+    async def prepare(self, *_: object) -> None: ...
 
     def pick(self, *_: object) -> FakeReplica | None:
         return self.replica if self.is_there else None
@@ -115,7 +125,7 @@ async def test_attempt_ends_and_is_cancelled_when_what_is_left_was_dropped() -> 
     reader = one.join(asyncio.Event(), 99)
     fleet = FakeFleet()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        tasks.create_task(Driver(one, cast(Fleet, fleet), lambda: 0.0).run())
+        tasks.create_task(Driver(Journey(one, cast(Fleet, fleet), lambda: 0.0)).run())
         await fleet.replica.submitted.wait()
         (sink,) = fleet.replica.sinks
         sink.on_accepted()
@@ -134,7 +144,7 @@ async def test_nothing_is_submitted_when_all_was_dropped_while_no_replica_was_th
     reader = one.join(asyncio.Event(), 99)
     fleet = FakeFleet()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        tasks.create_task(Driver(one, cast(Fleet, fleet), lambda: 0.0).run())
+        tasks.create_task(Driver(Journey(one, cast(Fleet, fleet), lambda: 0.0)).run())
         await fleet.replica.submitted.wait()
         fleet.replica.sinks[0].on_accepted()
         fleet.is_there = False
@@ -188,3 +198,15 @@ async def test_session_sends_no_submit_of_a_choice_that_was_dropped_before() -> 
         session.cancel(first)
         assert list((await anext(sent)).cancel.choices) == []
         running.cancel()
+
+
+async def test_adopted_attempt_is_let_go_when_its_generation_ends_before_its_driver_began() -> None:
+    one = Generation(job(resumable=Resumable(b"key", b"digest", "record")), lambda: 0.0)
+    fleet = FakeFleet()
+    sink = AttemptSink(Journey(one, cast(Fleet, fleet), lambda: 0.0), cast(Any, fleet.replica))
+    attempt = Mock(spec=Attempt)
+    async with asyncio.TaskGroup() as tasks:
+        driving = Driving(cast(Fleet, fleet), tasks.create_task, lambda _: None, lambda: 0.0)
+        driving.begin(one, Adopted(cast(Any, fleet.replica), attempt, sink))
+        one.join(asyncio.Event(), 99).close()
+    attempt.cancel.assert_called_once_with()

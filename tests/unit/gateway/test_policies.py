@@ -161,17 +161,65 @@ def test_natural_end_is_seen_from_the_tokens(
 # admission, identity, aliases, records
 
 
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 async def test_admission_counts_and_closes() -> None:
-    admission = Admission(1)
-    admission.enter()
+    admission = Admission(1, Clock())
+    admission.enter("a")
     with pytest.raises(QueueFull) as full:
-        admission.enter()
-    assert full.value.retry_after_s == 1.0
-    admission.leave()
+        admission.enter("b")
+    assert full.value.retry_after_s == 1.0  # nothing is known of the pace
+    admission.leave("a")
     await admission.idle()
     admission.close()
     with pytest.raises(Draining):
-        admission.enter()
+        admission.enter("a")
+
+
+async def test_admission_keeps_places_for_other_tenants() -> None:
+    admission = Admission(100, Clock())
+    for _ in range(80):
+        admission.enter("flood")
+    with pytest.raises(QueueFull, match=r"80 requests .* 80 of them this tenant's"):
+        admission.enter("flood")
+    for _ in range(20):
+        admission.enter("other", 100.0)
+    with pytest.raises(QueueFull, match="100 requests"):
+        admission.enter("third")
+
+
+async def test_refused_are_told_one_after_another_at_the_pace_of_those_who_leave() -> None:
+    clock = Clock()
+    admission = Admission(4, clock)
+    for name in "abcd":
+        admission.enter(name)
+    for name in "ab":  # a place gets free every half second
+        clock.now_s += 0.5
+        admission.leave(name)
+    admission.enter("e")
+    admission.enter("f")
+    waits = []
+    for name in "gh":
+        with pytest.raises(QueueFull) as full:
+            admission.enter(name)
+        waits.append(full.value.retry_after_s)
+    assert waits == pytest.approx([0.5, 1.0])
+    for _ in range(1000):
+        with pytest.raises(QueueFull) as full:
+            admission.enter("g")
+    assert full.value.retry_after_s == 60.0
+    clock.now_s += 60.0
+    with pytest.raises(QueueFull) as full:
+        admission.enter("g")
+    assert full.value.retry_after_s == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("credential", [None, "", "anything"])

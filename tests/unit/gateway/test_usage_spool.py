@@ -1,10 +1,12 @@
 """Usage waits on disk: torn, damaged and left files lose nothing that was whole."""
 
+import fcntl
+import zlib
 from pathlib import Path
 
 import pytest
 
-from gateway.auth.usage import Spool, UsageRow
+from gateway.auth.usage import Segment, Spool, UsageRow
 from infermesh.config import ConfigError
 
 
@@ -51,6 +53,7 @@ def test_segment_is_gone_when_it_was_delivered(tmp_path: Path) -> None:
     spool.seal()
     for segment in spool.segments():
         segment.delete()
+        segment.release()
     assert ids(spool) == []
     spool.close()
 
@@ -143,6 +146,71 @@ def test_row_is_kept_when_a_new_segment_cannot_get_its_name(
     spool.seal()
     spool.seal()
     assert ids(spool) == ["1", "2"]
+    spool.close()
+
+
+def sealed(spool: Spool, *numbers: int) -> Segment:
+    for number in numbers:
+        spool.append(row(number))
+    spool.seal()
+    (segment,) = spool.segments()
+    return segment
+
+
+def test_shortened_segment_holds_what_is_left_and_is_nobodys_before_it_is_released(
+    tmp_path: Path,
+) -> None:
+    spool, other = Spool(tmp_path), Spool(tmp_path)
+    segment = sealed(spool, 1, 2, 3)
+    segment.keep([row(2)])
+    segment.release()
+    assert ids(other) == ["2"]
+    assert ids(spool) == ["2"]
+    spool.close()
+    other.close()
+
+
+def test_segment_that_was_shortened_meanwhile_is_not_taken_by_its_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    segment = sealed(spool, 1, 2)
+    (path,) = (path for path in tmp_path.glob("*.usage") if path.stat().st_size)
+    locked = fcntl.flock
+
+    def shortened_first(file: int, how: int) -> None:
+        segment.keep([row(2)])
+        segment.release()
+        locked(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.auth.usage.fcntl.flock", shortened_first)
+        assert Segment.take(path) is None
+    assert ids(spool) == ["2"]
+    spool.close()
+
+
+def test_quarantined_rows_can_be_sent_again_by_renaming_their_file(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    segment = sealed(spool, 1, 2, 3)
+    segment.quarantine([row(1)])
+    segment.quarantine([row(3)])
+    segment.delete()
+    segment.release()
+    assert ids(spool) == []
+    (file,) = tmp_path.glob("*.usage.refused")
+    file.rename(file.with_suffix(""))
+    assert ids(spool) == ["1", "3"]
+    spool.close()
+
+
+def test_whole_line_that_is_no_record_is_kept_aside(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    body = b"no record"
+    line = b"%08x %b\n" % (zlib.crc32(body), body)
+    (tmp_path / "1.usage").write_bytes(line)
+    assert ids(spool) == []
+    assert (tmp_path / "1.usage.damaged").read_bytes() == line
     spool.close()
 
 
