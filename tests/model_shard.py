@@ -3,23 +3,20 @@
 Its KV memory holds, per position, the token, the position and a hash of the whole history. Before a
 token is sampled the history is read back through the block table, so a wrong block, a stale one, a
 wrong position or a block reused too early shows as a `Breach`. It also enforces the rules of the
-step stream in shard_service.proto. `oracle` says what a sequence run all alone would get.
+step stream in shard_service.proto. What it samples is `model_of_tokens`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from infermesh.v1 import sampling_pb2, shard_service_pb2
+from infermesh.v1 import shard_service_pb2
 from infermesh.v1.errors_pb2 import ERROR_REASON_NUMERICAL_ERROR, ErrorDetail
+from tests.model_of_tokens import LONG, SHORT, chain, sample, uses_penalties
 
-VOCAB_SIZE = 64
-EOS = 1
 pb = shard_service_pb2
-# Where the hash of a history starts; all of a sequence's cells follow from it.
-SHORT, LONG = 0, 1
 # What a failed row leaves where it should have written, and what is made of reading that.
 TAINT = (-2, -2, -2)
 
@@ -30,69 +27,6 @@ class Breach(AssertionError):
 
 class DeviceFault(Exception):
     """A step failed as a whole; the epoch is over."""
-
-
-def chain(history: int, token_id: int) -> int:
-    digest = hashlib.blake2b(f"{history}:{token_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def sample(
-    history: int,
-    position: int,
-    choice: int,
-    sampling: sampling_pb2.SamplingParams,
-    suppressed: frozenset[int],
-    counts: tuple[int, ...],
-) -> int:
-    """The token after `history`: a function of all that may shape it, EOS now and then."""
-    temperature = round(sampling.temperature, 3)
-    noise = (sampling.seed, choice, position) if temperature > 0 else ()
-    word = f"{history}:{temperature}:{noise}:{counts}"
-    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-    draw = int.from_bytes(digest, "little")
-    token_id = EOS if draw % 23 == 0 else 2 + draw // 23 % (VOCAB_SIZE - 2)
-    while token_id in suppressed:
-        token_id = 2 + (token_id + 1) % (VOCAB_SIZE - 2)
-    return token_id
-
-
-def uses_penalties(sampling: sampling_pb2.SamplingParams) -> bool:
-    return bool(
-        sampling.presence_penalty
-        or sampling.frequency_penalty
-        or (sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1)
-    )
-
-
-def oracle(
-    prompt: list[int],
-    choice: int,
-    sampling: sampling_pb2.SamplingParams,
-    *,
-    max_tokens: int,
-    max_model_len: int,
-    min_tokens: int = 0,
-    stop_token_ids: frozenset[int] = frozenset({EOS}),
-    rope_switch_len: int = 0,
-) -> list[int]:
-    """The output of one sequence run alone, token by token."""
-    short, long = SHORT, LONG
-    for token_id in prompt:
-        short, long = chain(short, token_id), chain(long, token_id)
-    tokens = list(prompt)
-    output: list[int] = []
-    while len(output) < max_tokens and len(tokens) < max_model_len:
-        suppressed = stop_token_ids if len(output) < min_tokens else frozenset()
-        counts = tuple(sorted(tokens)) if uses_penalties(sampling) else ()
-        history = long if 0 < rope_switch_len < len(tokens) else short
-        token_id = sample(history, len(tokens), choice, sampling, suppressed, counts)
-        short, long = chain(short, token_id), chain(long, token_id)
-        tokens.append(token_id)
-        output.append(token_id)
-        if token_id in stop_token_ids and len(output) > min_tokens:
-            break
-    return output
 
 
 @dataclass
@@ -122,12 +56,15 @@ class ModelShard:
     window: int = 2
     # As ModelManifest's.
     rope_switch_len: int = 0
+    packs_rows: bool = True
     incarnation: int = 1
     epoch: int = 0
     num_steps_executed: int = 0
     # Slots whose next row is to fail, and prompts that break the device whenever they run.
     failing_slots: set[int] = field(default_factory=set)
     poison_token: int | None = None
+    # Microseconds that it says a step with rows of so many query tokens took.
+    step_us: Callable[[list[int]], float] = lambda num_tokens: 10
 
     def __post_init__(self) -> None:
         self.kv: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -141,6 +78,8 @@ class ModelShard:
         self._touched: deque[set[int]] = deque()
         self._writes: deque[set[tuple[int, int]]] = deque()
         self.max_step_bytes = 0
+        # Rows that came as slots alone.
+        self.num_decodes = 0
 
     @property
     def capacity(self) -> shard_service_pb2.ShardCapacity:
@@ -178,8 +117,18 @@ class ModelShard:
 
     def receive(self, data: bytes | shard_service_pb2.StepRequest) -> None:
         """Checks what can be checked before a step runs."""
-        step = pb.StepRequest.FromString(data) if isinstance(data, bytes) else data
+        step = pb.StepRequest()
+        step.MergeFrom(pb.StepRequest.FromString(data) if isinstance(data, bytes) else data)
         self.max_step_bytes = max(self.max_step_bytes, step.ByteSize())
+        _must(self.packs_rows or not step.decodes, "rows are packed for one that can't read them")
+        self.num_decodes += len(step.decodes)
+        others = list(step.rows)  # decodes come first
+        del step.rows[:]
+        step.rows.extend(
+            pb.Row(slot=slot, num_tokens=1, source=pb.ROW_SOURCE_LAST, sample=True)
+            for slot in step.decodes
+        )
+        step.rows.extend(others)
         _must(step.epoch == self.epoch, f"step of epoch {step.epoch} in {self.epoch}")
         _must(step.step_id == self._next_received, "step ids are not contiguous")
         _must(len(self.queue) < self.window, "more steps in flight than the window")
@@ -221,11 +170,17 @@ class ModelShard:
         before = dict(self.kv)
         rows = [self._run(row, before) for row in step.rows]
         self.num_steps_executed += 1
+        decoded: list[int] = []
+        while len(decoded) < len(step.decodes) and rows[0].status == pb.ROW_STATUS_OK:
+            decoded += rows.pop(0).token_ids
         return pb.StepResult(
             epoch=self.epoch,
             step_id=step.step_id,
+            decoded=decoded,
             rows=rows,
-            timings=pb.StepTimings(execute_us=10),
+            timings=pb.StepTimings(
+                execute_us=round(self.step_us([row.num_tokens for row in step.rows]))
+            ),
         )
 
     def delivered(self) -> None:
@@ -245,7 +200,9 @@ class ModelShard:
             self._must_be_fresh(block)
         partial = new.num_computed_tokens % self.block_size
         if partial:  # it will be written to: nobody else may hold it
-            _must(new.block_ids[covered - 1] in copied, "writes into a block that it shares")
+            last = new.block_ids[covered - 1]
+            if last not in copied:
+                self._must_be_fresh(last)
         self._tables[new.slot] = list(new.block_ids)
         self._positions[new.slot] = new.num_computed_tokens
 

@@ -9,7 +9,8 @@ from typing import Any
 from infermesh import rpc
 from infermesh.errors import Internal, MeshError, StaleEpoch
 from infermesh.v1 import model_pb2, shard_service_pb2, shard_service_pb2_grpc
-from tests.model_shard import EOS, VOCAB_SIZE, DeviceFault, ModelShard
+from tests.model_of_tokens import EOS, VOCAB_SIZE
+from tests.model_shard import DeviceFault, ModelShard
 
 pb = shard_service_pb2
 MAX_MODEL_LEN = 200
@@ -29,7 +30,10 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         # Called with each step before it runs.
         self.on_step: Callable[[pb.StepRequest], None] = lambda step: None
         self._is_held = False
+        self._answers = asyncio.Event()
+        self._answers.set()
         self._fault: MeshError | None = None
+        self._failed = asyncio.Event()
         self._wake = asyncio.Event()
         self._received = asyncio.Event()
 
@@ -37,14 +41,25 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Takes steps and runs none."""
         self._is_held = True
 
+    def wedge(self) -> None:
+        """As a stopped process: takes what comes, runs and answers nothing."""
+        self.hold()
+        self._answers.clear()
+
     def release(self) -> None:
         self._is_held = False
+        self._answers.set()
         self._wake.set()
 
     def fail(self, error: MeshError) -> None:
         """Ends the epoch with `error`, queued steps with it."""
         self._fault = error
+        self._failed.clear()
         self._wake.set()
+
+    async def failed(self) -> None:
+        """Until it has."""
+        await self._failed.wait()
 
     async def queued(self, count: int) -> None:
         """Until that many steps are in the queue."""
@@ -53,6 +68,7 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
             await self._received.wait()
 
     async def Describe(self, request: Any, context: Any) -> Any:
+        await self._answers.wait()
         return pb.DescribeResponse(
             incarnation=self.shard.incarnation,
             epoch=self.shard.epoch,
@@ -92,6 +108,7 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
             epoch=first.epoch,
             incarnation=self.shard.incarnation,
             capacity=self.shard.capacity,
+            packs_rows=self.shard.packs_rows,
         )
         yield pb.ExecuteResponse(opened=opened)
         reader = asyncio.create_task(self._receive(requests))
@@ -111,6 +128,7 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         if self._fault is not None:
             fault, self._fault = self._fault, None
             self.shard.end_epoch()
+            self._failed.set()
             raise fault
         results = []
         while self.shard.queue and not self._is_held:

@@ -40,20 +40,24 @@ class Mesh:
     Args:
         tmp_path: for its state, output and ready file.
         arguments: flags beside the ports, which are free ones.
+        python_path: a folder whose modules its processes find first.
     """
 
-    def __init__(self, tmp_path: Path, *arguments: str) -> None:
+    def __init__(self, tmp_path: Path, *arguments: str, python_path: Path | None = None) -> None:
         self._clients: list[openai.OpenAI] = []
         self.tmp_path = tmp_path
         self.ready_file = tmp_path / "ready.json"
         self.output = tmp_path / "output.txt"
         ports = ("--port", "0", "--admin-port", "0", "--grpc-port", "0")
         command = (*INFERMESH, "up", *ports, "--ready-file", str(self.ready_file), *arguments)
+        env = environment(tmp_path)
+        if python_path is not None:
+            env["PYTHONPATH"] = f"{python_path}:{env['PYTHONPATH']}"
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
                 command,
                 cwd=tmp_path,
-                env=environment(tmp_path),
+                env=env,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -39,8 +39,15 @@ def collect(mesh: Mesh, call: dict[str, object], started: threading.Event, out: 
     out.append(text)
 
 
-@pytest.mark.parametrize("victim", ["shard-0", "scheduler-0"])
-@pytest.mark.parametrize("seed", [None, 11], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    ("victim", "seed"),
+    [
+        pytest.param("shard-0", 11, id="shard-0-seeded"),
+        pytest.param("scheduler-0", None, id="scheduler-0-greedy"),
+        pytest.param("shard-0", None, id="shard-0-greedy", marks=pytest.mark.slow),
+        pytest.param("scheduler-0", 11, id="scheduler-0-seeded", marks=pytest.mark.slow),
+    ],
+)
 def test_stream_equals_an_undisturbed_run_when_a_process_is_killed(
     mesh: Mesh, victim: str, seed: int | None
 ) -> None:
@@ -81,6 +88,7 @@ def test_several_streams_go_on_when_the_shard_is_killed(mesh: Mesh) -> None:
     assert [text for out in results for text in out] == expected
 
 
+@pytest.mark.slow
 def test_streams_move_to_the_other_replica_when_a_scheduler_is_killed(tmp_path: Path) -> None:
     with Mesh(tmp_path, "--dtype", "float32", "--no-cache", "--replicas", "2") as mesh:
         call = long_chat(mesh, 1, None)

@@ -1,0 +1,56 @@
+"""The C++ kernels behind HTTP: the model runs on them, and gives the tokens that torch gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.compiled_kernels import needs_kernels
+from tests.e2e.mesh_process import Mesh
+
+pytestmark = needs_kernels
+OPTIONS = ("--no-cache", "--dtype", "float32")
+QUESTIONS = (
+    "What is the capital of France?",
+    "What colour is the sky?",
+    "How many legs has a dog?",
+)
+
+
+def answers(mesh: Mesh) -> list[str | None]:
+    client = mesh.openai()
+    given = []
+    for question in QUESTIONS:
+        done = client.chat.completions.create(
+            model=mesh.model,
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            max_tokens=64,
+        )
+        given.append(done.choices[0].message.content)
+    return given
+
+
+def num_modules(mesh: Mesh, kind: str) -> float:
+    return mesh.metric("shard-0", "shard_kernel_modules", kind=kind)
+
+
+def test_a_mesh_runs_on_kernels_or_without_and_answers_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("on", "off"):
+        (tmp_path / name).mkdir()
+    with Mesh(tmp_path / "on", *OPTIONS) as mesh:
+        num_layers = num_modules(mesh, "layers")
+        assert num_layers > 0
+        assert num_modules(mesh, "attentions") == num_modules(mesh, "mlps") == num_layers
+        assert num_modules(mesh, "norms") == 2 * num_layers + 1
+        assert num_modules(mesh, "merged") == 2 * num_layers
+        assert num_modules(mesh, "products") == 4 * num_layers + 1
+        fast = answers(mesh)
+    monkeypatch.setenv("INFERMESH_SHARD__KERNELS", "off")
+    with Mesh(tmp_path / "off", *OPTIONS) as mesh:
+        with pytest.raises(AssertionError, match="exports no"):
+            num_modules(mesh, "products")
+        assert answers(mesh) == fast
