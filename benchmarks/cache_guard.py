@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, keep
 from services.cache import courtesy, guard, minilm, wording
 from services.cache.embedding import BUILTIN
 
@@ -112,8 +112,7 @@ def main() -> None:
         result[name] = [score(pairs, near, threshold) for threshold in THRESHOLDS]
         result[f"{name}_labels"] = Counter("same" if pair.is_same else "other" for pair in pairs)
     print(json.dumps(result, indent=2))
-    if flags.json:
-        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, flags.json)
 
 
 if __name__ == "__main__":

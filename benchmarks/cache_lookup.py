@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, keep
 from infermesh import rpc
 from infermesh.config import CacheConfig
 from infermesh.v1 import sampling_pb2
@@ -66,9 +66,12 @@ class Bench:
         choice = pb.AnswerChoice(token_ids=range(64), finish_reason=sampling_pb2.FINISH_REASON_STOP)
         answer = pb.Answer(choices=[choice], compute_seconds=0.2)
         began = time.perf_counter()
+        facts = await self._cache.GetEmbedder(pb.GetEmbedderRequest(), wait_for_ready=True)
         for start in range(0, num_entries, _BATCH):
             numbers = range(start, min(start + _BATCH, num_entries))
-            entries = (pb.Entry(**fields(question(i)), answer=answer) for i in numbers)
+            entries = (
+                pb.Entry(**fields(question(i)), answer=answer, mark=facts.mark) for i in numbers
+            )
             requests = (pb.StoreRequest(entry=one) for one in entries)
             await self._cache.Store(requests, wait_for_ready=True)
         while True:
@@ -148,8 +151,7 @@ def main() -> None:
     measured = asyncio.run(run(flags.entries, flags.lookups))
     result = {"machine": describe(), **measured}
     print(json.dumps(result, indent=2))
-    if flags.json:
-        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, flags.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from benchmarks.local_mesh import local_mesh
-from benchmarks.machine import describe
+from benchmarks.machine import describe, keep
 
 BAR_MS = 3.0
 THINGS = ("a token", "a prompt", "the moon", "a river", "gRPC", "a cache", "bread", "a violin")
@@ -142,8 +142,7 @@ def main() -> None:
     settings = [word for item in flags.set for word in ("--set", item)]
     result = measure(flags.rounds, flags.warm_up, flags.seed, settings)
     print(json.dumps(result, indent=2))
-    if flags.json:
-        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, flags.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""What a result must name to be read later: commit, machine, versions."""
+"""What a result must name to be read later (commit, machine, versions), and how it is kept."""
 
+import json
 import os
 import platform
 import subprocess
@@ -26,6 +27,12 @@ def describe() -> dict[str, str | int]:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
+
+
+def keep(result: object, path: Path | None) -> None:
+    """Writes a result as JSON, where its run was asked to."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _processor() -> str:

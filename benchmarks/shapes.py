@@ -10,6 +10,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 VOCAB = 8000  # prompts draw below it, whatever the shape's own vocabulary is
 
 SHAPES: dict[str, dict[str, Any]] = {
+    # The demo model's, with room for long prompts.
+    "demo-16k": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "eos_token_id": 0,
+    },
     "qwen2.5-0.5b": {
         "model_type": "qwen2",
         "architectures": ["Qwen2ForCausalLM"],

@@ -15,10 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.load import Workload, run_load
+from benchmarks.load import Target, run_load
 from benchmarks.local_mesh import ROOT, local_mesh
-from benchmarks.machine import describe
+from benchmarks.machine import describe, keep
 from benchmarks.paired import paired_ratio
+from benchmarks.workload import Workload
 from infermesh import rpc
 from infermesh.v1 import shard_service_pb2 as pb
 from infermesh.v1 import shard_service_pb2_grpc as pb_grpc
@@ -31,7 +32,7 @@ def mesh_to_first_token_s() -> float:
     began = time.perf_counter()
     with local_mesh() as facts:
         workload = Workload(prompt_tokens=16, output_tokens=1)
-        asyncio.run(run_load(facts["url"], facts["models"][0], workload, 1, 1, facts["api_key"]))
+        run_load(Target.of_mesh(facts), workload, streams=1, requests=1)
         return time.perf_counter() - began
 
 
@@ -85,8 +86,7 @@ def main() -> None:
         "pairs": [(round(mesh, 2), round(alone, 2)) for mesh, alone in pairs],
     }
     print(json.dumps(result, indent=2))
-    if flags.json:
-        flags.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, flags.json)
 
 
 if __name__ == "__main__":

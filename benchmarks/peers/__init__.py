@@ -1,0 +1,1 @@
+"""The servers and libraries that infermesh is measured beside: set up, started, stopped."""
