@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify bench bench-gpu-engine demo-model supported-table clean
+.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,17 @@ check-protos: $(VENV)/.ready-dev ## fail where infermesh/v1 is not what protos/ 
 verify: $(VENV)/.ready-dev ## what takes longer than make test allows
 	@$(BIN)/python -m pytest -m "slow and not gpu"
 
+sanitize-kernels: $(VENV)/.ready-dev ## the C++ kernels' tests under AddressSanitizer and UBSan (needs g++)
+	@for width in 8 16; do library=$$($(BIN)/python -m tests.sanitized_kernels $$width) \
+	  && INFERMESH_TEST_KERNELS=$$library ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest -s tests/unit/shard/kernels || exit; done # -s: the report goes to standard error
+
 bench: $(VENV)/.ready-dev ## the figures of the README; JSON goes to benchmarks/results
 	@$(BIN)/python -m benchmarks.readme
+
+bench-peers: $(VENV)/.ready-dev ## the same beside other servers, which it sets up: 15 GB, hours
+	@$(BIN)/python -m benchmarks.readme --peers
 
 bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, protobuf, numpy, torch, transformers)
 	@$(or $(GPU_PYTHON),python3) benchmarks/gpu_engine.py --device cuda --out $(or $(OUT),benchmarks/results/gpu_engine.json)
