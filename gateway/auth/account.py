@@ -15,6 +15,9 @@ from infermesh.quota import BUDGETS, LIMIT_WORDS, NOTHING, Amounts, Limits
 
 # Of what was reserved in the last interval or two: some ten seconds of it, half a lease.
 _AHEAD = 8
+# Of the limits, at least: traffic that has just begun says little of what is to come. Of a budget
+# less, since what a gateway holds when it is lost counts as spent.
+_PART_OF_MINUTE, _PART_OF_BUDGET = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Account:
         self.granted = self.spent = self.returned = self.held = NOTHING
         self.usable_until = float("-inf")
         self._now_reserved = self._before_reserved = NOTHING
+        # What was in hand after the last grant.
+        self._filled = NOTHING
 
     @property
     def recent(self) -> Amounts:
@@ -104,6 +109,11 @@ class Account:
         if now >= self.usable_until:
             return NOTHING
         return (self.granted - self.spent - self.returned - self.held).at_least(NOTHING)
+
+    def is_low(self, now: float) -> bool:
+        """Less than half is left of what the last grant brought."""
+        left = self.available(now)
+        return self._filled.requests > 2 * left.requests or self._filled.tokens > 2 * left.tokens
 
     def reserve(self, cost: Amounts, now: float) -> bool:
         """Takes `cost`, where it is available."""
@@ -126,16 +136,18 @@ class Account:
         """An interval is over."""
         self._before_reserved, self._now_reserved = self._now_reserved, NOTHING
 
-    def report(self, waiting: list[Amounts], now: float) -> State:
+    def report(self, waiting: list[Amounts], now: float, limits: Limits) -> State:
         """What to tell, and to ask for.
 
-        Keeps several times what was reserved lately, so that requests go on while the auth service
-        is away; returns the rest, which others can use.
+        Keeps several times what was reserved lately, and no less than a part of the minute's
+        limits, so that requests go on while the auth service is away; returns the rest, which
+        others can use.
         """
         available = self.available(now)
         needed = sum(waiting, NOTHING)
         recent = self.recent
         target = Amounts(_AHEAD * recent.requests, _AHEAD * recent.tokens, recent.slots)
+        target = target.at_least(_least_kept(limits))
         if not waiting and now < self.usable_until:
             excess = (available - target).at_least(NOTHING)
             self.returned += excess
@@ -157,6 +169,16 @@ class Account:
         self.granted = self.granted.at_least(grant.granted)
         # reckoned from before the auth service began to count: never longer than there
         self.usable_until = sent_at + grant.valid_for_s
+        self._filled = self.available(sent_at)
+
+
+def _least_kept(limits: Limits) -> Amounts:
+    budgets = (limits.daily_tokens, limits.monthly_tokens)
+    parts = [budget // _PART_OF_BUDGET for budget in budgets if budget is not None]
+    return Amounts(
+        requests=(limits.requests_per_minute or 0) // _PART_OF_MINUTE,
+        tokens=min([(limits.tokens_per_minute or 0) // _PART_OF_MINUTE, *parts]),
+    )
 
 
 def _least(waiting: list[Amounts]) -> Amounts:

@@ -1,6 +1,6 @@
 """Keeps each limited tenant's lease filled, so that requests are admitted without asking.
 
-One stream to the auth service; a report goes out every second, or at once where requests wait.
+One stream to the auth service; a report goes out every second, or at once where a lease is short.
 A request waits only when its tenant's lease is short; it is refused when the auth service had no
 more to give.
 """
@@ -81,8 +81,10 @@ class LeaseKeeper:
         if cost == NOTHING:
             return None
         refuse_impossible(principal.tenant, principal.limits, cost)
-        tenant = self._tenant(principal.tenant)
+        tenant = self._tenant(principal)
         if not tenant.waiters and tenant.account.reserve(cost, self._clock()):
+            if tenant.account.is_low(self._clock()):
+                self._wake.set()
             return Hold(tenant.account, cost)
         tenant.refuse_again(cost, self._clock())
         return await self._wait(tenant, cost)
@@ -95,7 +97,7 @@ class LeaseKeeper:
         """
         if principal.limits.most_tokens is None:
             return None
-        tenant = self._tenant(principal.tenant)
+        tenant = self._tenant(principal)
         if tenant.last is None:
             await self._wait(tenant, NOTHING)  # for a first answer
         assert tenant.last is not None
@@ -140,7 +142,7 @@ class LeaseKeeper:
         for name, tenant in list(self._tenants.items()):
             if tenant.account.held == NOTHING and not tenant.waiters:
                 del self._tenants[name]
-                state = tenant.account.report([], self._clock())
+                state = tenant.account.report([], self._clock(), tenant.limits)
                 states.append(dataclasses.replace(state, wanted=NOTHING, closing=True))
         if not states:
             return
@@ -178,10 +180,12 @@ class LeaseKeeper:
         if future.done() and not future.cancelled() and future.exception() is None:
             self.settle(Hold(future.result(), waiter.cost), 0)
 
-    def _tenant(self, name: str) -> TenantQuota:
+    def _tenant(self, principal: Principal) -> TenantQuota:
+        name, limits = principal.tenant, principal.limits
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = self._tenants[name] = TenantQuota(new_account(name))
+            tenant = self._tenants[name] = TenantQuota(new_account(name), limits)
+        tenant.limits = limits
         return tenant
 
     async def _report_on(self, call: Any) -> None:
@@ -210,25 +214,31 @@ class LeaseKeeper:
             pass
 
     async def _exchange(self, call: Any, *, everyone: bool) -> None:
-        """Reports those who wait, or everyone, a bounded number at a time.
+        """Reports those who are short, or everyone, a bounded number at a time.
 
         Requests that come meanwhile have a part of each message: they don't wait for all the rest.
         """
         self._wake.clear()
-        due = list(self._tenants) if everyone else self._waiting()
+        due = list(self._tenants) if everyone else self._short()
         while due:
-            part = dict.fromkeys(self._waiting()[: MAX_REPORTED // 2])
+            part = dict.fromkeys(self._short()[: MAX_REPORTED // 2])
             for name in due:
                 if len(part) == MAX_REPORTED:
                     break
                 part[name] = None
             due = [name for name in due if name not in part]
             await self._report(call, part)
-        if self._waiting():
+        if self._short():
             self._wake.set()
 
-    def _waiting(self) -> list[str]:
-        return [name for name, tenant in self._tenants.items() if tenant.waiters]
+    def _short(self) -> list[str]:
+        """Tenants with requests that wait, or soon would."""
+        now = self._clock()
+        return [
+            name
+            for name, tenant in self._tenants.items()
+            if tenant.waiters or tenant.account.is_low(now)
+        ]
 
     async def _report(self, call: Any, names: Iterable[str]) -> None:
         now = self._clock()
@@ -252,7 +262,7 @@ class LeaseKeeper:
         if account.granted != NOTHING and now >= account.usable_until:
             # what was left of it counts as spent by now; its requests run on without it
             account = tenant.account = new_account(name)
-        state = account.report(tenant.waiting_costs(), now)
+        state = account.report(tenant.waiting_costs(), now, tenant.limits)
         if account.is_idle and not tenant.waiters:
             del self._tenants[name]
             return dataclasses.replace(state, closing=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.auth.account import Account, Grant
 from infermesh.errors import MeshError, RateLimitExceeded
-from infermesh.quota import NOTHING, Amounts
+from infermesh.quota import NOTHING, Amounts, Limits
 
 _RETRY_AFTER_S = 1.0
 # After a refusal, requests that ask for no less are refused without asking.
@@ -25,9 +25,10 @@ class Waiter:
 
 @dataclass(slots=True)
 class TenantQuota:
-    """A lease, who waits for it, and what was last said of it."""
+    """A lease, who waits for it, and what was last said of it; `limits` as last heard of."""
 
     account: Account
+    limits: Limits
     waiters: deque[Waiter] = field(default_factory=deque)
     last: Grant | None = None
     refused: tuple[float, Amounts, MeshError] | None = None

@@ -47,7 +47,7 @@ class Service:
     rows: dict[str, Row] = field(default_factory=dict)
 
     def report(self, account: Account, waiting: list[Amounts], now: float) -> Grant:
-        state = account.report(waiting, now)
+        state = account.report(waiting, now, LIMITS)
         now = self.tally.advance(now)
         for row in self.rows.values():
             if row.expires_at <= now and not row.is_over:
@@ -124,7 +124,7 @@ class Leases(RuleBasedStateMachine):
         sent_at = self.now
         self.now += delay_s
         if lost == "both":
-            account.report(costs, sent_at)
+            account.report(costs, sent_at, LIMITS)
             return
         if lost == "the answer":
             self.service.report(account, costs, self.now)

@@ -8,7 +8,10 @@ import pytest
 from gateway.auth import leasing
 from gateway.auth.account import Account, Grant
 from gateway.auth.leasing import LeaseKeeper
+from gateway.identity import Principal
 from infermesh.quota import NOTHING, Amounts
+
+ACME = Principal("acme")
 
 
 class SilentCall:
@@ -44,7 +47,7 @@ async def test_quota_in_hand_stays_when_reports_get_no_answer(
     monkeypatch.setattr(leasing, "_RETRY_S", 0.0)
     auth = SilentAuth(5)
     keeper = LeaseKeeper(auth, "gateway", lambda: 1.0)  # type: ignore[arg-type]
-    account: Account = keeper._tenant("acme").account
+    account: Account = keeper._tenant(ACME).account
     account.apply(Grant("l", Amounts(tokens=1000), 20.0, False, None, NOTHING, 0.0, 0.0), 0.0)
     cost = Amounts(tokens=10)
     assert account.reserve(cost, 1.0)
@@ -53,5 +56,5 @@ async def test_quota_in_hand_stays_when_reports_get_no_answer(
     async with asyncio.timeout(10):
         await auth.enough.wait()
     running.cancel()
-    assert keeper._tenant("acme").account is account
+    assert keeper._tenant(ACME).account is account
     assert account.available(1.0).tokens >= 50
