@@ -148,6 +148,9 @@ class SchedulerConfig:
     num_blocks: int = setting(0, "KV blocks; 0: from kv_cache_bytes", low=0)
     kv_cache_bytes: int = setting(0, "KV memory; 0: from the device's free memory", low=0)
     window: int = setting(2, "steps in flight", low=1, high=16)
+    lead_ms: float = setting(
+        16.0, "up to 4 steps are in flight where they take less than this together", low=0.0
+    )
     max_queue_tokens: int = setting(
         262_144, "waiting prompt tokens; more are refused, a tenant alone at 4/5 of it", low=1
     )

@@ -37,12 +37,17 @@ from services.scheduler.step_plan import Limits, PlanState, StepPlan
 from services.scheduler.suspects import Suspects
 from services.scheduler.token_budget import TokenBudget
 
+# Of short steps.
+MAX_WINDOW = 4
+
 
 @dataclass(frozen=True, slots=True)
 class BatcherSettings:
     """What the operator chose."""
 
+    # Steps in flight; more, up to `MAX_WINDOW`, where together they take less than `lead_s`.
     window: int = 2
+    lead_s: float = 0.0
     max_queue_tokens: int = 262_144
     # By priority, how full the queue may be for a newcomer.
     queue_shares: Mapping[int, float] = field(default_factory=lambda: SHARES)
@@ -52,6 +57,11 @@ class BatcherSettings:
     max_crashes_per_request: int = 2
     # How long a step with decodes may take; None: as long as a full one does.
     target_itl_s: float | None = None
+
+    @property
+    def max_window(self) -> int:
+        """Steps that are ever in flight."""
+        return max(self.window, MAX_WINDOW) if self.lead_s else self.window
 
 
 class Batcher:
@@ -147,7 +157,7 @@ class Batcher:
 
     def next_step(self) -> AppliedStep | None:
         """Plans and applies one step; None where the window is full or nothing can run."""
-        while self._is_open and len(self.in_flight) < self.settings.window:
+        while self._is_open and self._wants_another():
             started_s = self._clock()
             step_plan = plan(self._plan_state(), self._limits())
             for sequence, block_hash in step_plan.deferred:
@@ -221,6 +231,15 @@ class Batcher:
         self._is_open = True
         self._stats.epoch_opened()
         self._show_occupied()
+
+    def _wants_another(self) -> bool:
+        """A step that is sent early keeps the shard from waiting; one sent late knows more."""
+        num_steps, settings = len(self.in_flight), self.settings
+        if num_steps < settings.window:
+            return True
+        step_s = self.roster.pace.step_s
+        short = step_s is not None and num_steps * step_s < settings.lead_s
+        return short and num_steps < settings.max_window
 
     def _show_occupied(self) -> None:
         self._stats.occupied(self.roster.ledger, self.roster.queue)

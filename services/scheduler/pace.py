@@ -59,7 +59,8 @@ class Pace:
         self._left = Throughput()
         # Known tokens of steps that were full of them.
         self._computed = Throughput()
-        self._step_s: float | None = None
+        # How long steps take: a running mean.
+        self.step_s: float | None = None
         self._num_output: float | None = None
         self._left_s: float | None = None
         self._pauses_s: deque[float] = deque(maxlen=_NUM_PAUSES)
@@ -90,7 +91,7 @@ class Pace:
 
     def step(self, seconds: float) -> None:
         """How long a step took."""
-        self._step_s = _mean(self._step_s, seconds)
+        self.step_s = _mean(self.step_s, seconds)
 
     def answered(self, num_output: int) -> None:
         """An answer came to its own end after so many tokens."""
@@ -111,13 +112,13 @@ class Pace:
 
     def service_s(self, num_prompt_steps: int, min_tokens: int, max_tokens: int | None) -> float:
         """How long an answer of the usual length takes from its first step on."""
-        if self._step_s is None:
+        if self.step_s is None:
             return 0.0
         num_output = self._num_output or 0.0
         if max_tokens is not None:
             num_output = min(num_output, max_tokens)
         # one more: the step that is planned already when it comes
-        return self._step_s * (num_prompt_steps + max(1, min_tokens, num_output))
+        return self.step_s * (num_prompt_steps + max(1, min_tokens, num_output))
 
 
 def _mean(mean: float | None, newest: float) -> float:

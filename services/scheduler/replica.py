@@ -174,6 +174,7 @@ class Replica:
         config = self.config
         settings = BatcherSettings(
             window=config.window,
+            lead_s=config.lead_ms / 1000,
             max_queue_tokens=config.max_queue_tokens,
             queue_shares={3: 1.0, 2: config.queue_share_normal, 1: config.queue_share_low},
             enable_prefix_caching=config.enable_prefix_caching,

@@ -120,12 +120,11 @@ class ShardLink:
         )
 
     @asynccontextmanager
-    async def open(self, epoch: int) -> AsyncIterator[StepStream]:
-        """Opens an epoch; leaving the block cancels the stream and with it the queued steps."""
+    async def open(self, epoch: int, window: int) -> AsyncIterator[StepStream]:
+        """Opens an epoch with so many steps in flight at most; leaving the block cancels the
+        stream and with it the queued steps."""
         call = self._stub.Execute()
-        opening = shard_service_pb2.OpenEpoch(
-            epoch=epoch, window=self._config.window, packs_rows=True
-        )
+        opening = shard_service_pb2.OpenEpoch(epoch=epoch, window=window, packs_rows=True)
         try:
             try:
                 async with asyncio.timeout(_OPEN_TIMEOUT_S):

@@ -71,7 +71,7 @@ class ShardLoop:
         assert model is not None
         assert batcher is not None
         self._epoch = max(self._epoch, description.epoch) + 1
-        async with self._link.open(self._epoch) as stream:
+        async with self._link.open(self._epoch, batcher.settings.max_window) as stream:
             if stream.incarnation != model.incarnation:
                 raise ReplicaUnavailable("the shard restarted meanwhile")
             batcher.open_epoch(stream.capacity, stream.incarnation == self._incarnation)

@@ -88,11 +88,11 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
     tmp_path: Path, broken: bool
 ) -> None:
     async with running(tmp_path, ModelShard()) as mesh:
-        gateway = Gateway(mesh)
+        gateway, window = Gateway(mesh), mesh.batcher.settings.max_window
         await gateway.submit(1, [2, 3, 4, 5, 6], max_tokens=150, ignore_eos=True)
         await gateway.until(lambda: len(gateway.outputs[1, 0]) > 3)
         mesh.shard.servicer.hold()
-        await mesh.shard.servicer.queued(2)
+        await mesh.shard.servicer.queued(window)
         num_executed = mesh.shard.servicer.shard.num_steps_executed
         if broken:
             gateway.call.cancel()
@@ -106,7 +106,7 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
         while not mesh.batcher.is_idle:
             await mesh.process._replica.changed.next().wait()
         assert mesh.batcher.roster.ledger.pool.num_used == 0
-        assert mesh.shard.servicer.shard.num_steps_executed - num_executed <= 2
+        assert mesh.shard.servicer.shard.num_steps_executed - num_executed <= window
 
 
 async def test_choice_ends_alone_when_it_is_cancelled(tmp_path: Path) -> None:

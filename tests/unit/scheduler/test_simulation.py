@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infermesh.errors import NumericalError, OutOfMemory, Poisoned
+from services.scheduler.batcher import MAX_WINDOW
 from services.scheduler.sequence import FinishReason
 from tests.model_of_tokens import VOCAB_SIZE
 from tests.model_shard import ModelShard
@@ -62,12 +63,13 @@ def check_accounts(world: World) -> None:
 @given(st.integers(0, 2**32))
 def test_scheduler_gives_the_oracles_output_when_anything_happens(seed: int) -> None:
     rng = random.Random(seed)
+    lead_s = rng.choice([0.0, 0.0, 0.02, 1.0])
     shard = ModelShard(
         num_blocks=rng.choice([4, 10, 16, 64]),
         block_size=rng.choice([1, 2, 4, 4]),
         max_num_seqs=rng.choice([1, 2, 4, 8]),
         max_batch_tokens=rng.choice([1, 3, 8, 32]),
-        window=rng.choice([1, 2, 3]),
+        window=MAX_WINDOW if lead_s else rng.choice([1, 2, 3]),
         rope_switch_len=rng.choice([0, 0, 5, 12, 30]),
         packs_rows=rng.random() < 0.75,
     )
@@ -76,6 +78,8 @@ def test_scheduler_gives_the_oracles_output_when_anything_happens(seed: int) -> 
         shard,
         enable_prefix_caching=rng.random() < 0.75,
         max_crashes_per_request=1000,
+        window=rng.choice([1, 2, 3]) if lead_s else shard.window,
+        lead_s=lead_s,
         target_itl_s=rng.choice([None, None, 1e-6, 2e-5]),
     )
     breaks, failures = rng.random() < 0.5, rng.random() < 0.5

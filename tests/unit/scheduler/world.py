@@ -24,7 +24,8 @@ class World:
     def __init__(self, shard: ModelShard, **options: object) -> None:
         self.now_s = 0.0
         self.shard = shard
-        self.settings = BatcherSettings(window=shard.window, **options)
+        self.settings = BatcherSettings(**{"window": shard.window, **options})
+        assert self.settings.max_window == shard.window, "what the shard was told"
         model = ModelFacts(
             "model", "print", MAX_LEN, VOCAB_SIZE, frozenset({EOS}), shard.rope_switch_len
         )
