@@ -43,10 +43,12 @@ def available_memory_bytes() -> int:
 
 def processor_name() -> str:
     """As the kernel has it; the architecture where it has none."""
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return _of_first_processor("model name") or platform.machine()
+
+
+def processor_features() -> frozenset[str]:
+    """Instruction sets by the kernel's names, such as avx512_vnni; none where it has no list."""
+    return frozenset(_of_first_processor("flags").split())
 
 
 def prepare_process() -> None:
@@ -62,6 +64,13 @@ def num_threads(weight_bytes: int, local_shards: int = 1) -> int:
     more than it saves."""
     cores = physical_cores() // local_shards
     return max(1, min(cores, weight_bytes // _BYTES_PER_THREAD))
+
+
+def _of_first_processor(name: str) -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith(name):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def _keep_freed_memory() -> None:

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.shard import host
+
 SOURCES = Path(__file__).parent / "cpp"
 # What a processor must have, by the name that torch gives its vector instructions.
 _ARCHITECTURES = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
+# What some processors of an architecture have beyond it, by the name that Linux gives it.
+_EXTENSIONS = {"x86-64-v4": {"avx512_vnni": "-mavx512vnni"}}
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall")
 _COMPILERS = ("g++", "clang++", "c++")
 _TIMEOUT_S = 300.0
@@ -46,7 +50,10 @@ def prepare(
     architecture = _ARCHITECTURES.get(capability)
     if architecture is None or platform.machine() not in ("x86_64", "AMD64"):
         raise CannotCompile(f"there are none for this processor ({capability.lower()})")
-    flags = (*_FLAGS, f"-march={architecture}", *extra_flags)
+    extensions = _EXTENSIONS.get(architecture, {})
+    has = host.processor_features()
+    found = [flag for feature, flag in extensions.items() if feature in has]
+    flags = (*_FLAGS, f"-march={architecture}", *found, *extra_flags)
     library = folder / f"{_name(flags)}-{architecture}.so"
     if library.is_file():
         return library

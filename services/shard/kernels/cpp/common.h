@@ -88,6 +88,8 @@ inline Ints add_pairs(Ints sums, Shorts a, Ints b) {
 #if defined(INFERMESH_IN_HALVES)
   return sums + in_halves<__m256i>(
                     [](__m256i x, __m256i y) { return _mm256_madd_epi16(x, y); }, b, (Ints)a);
+#elif defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
 #elif defined(INFERMESH_WIDE)
   return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #else

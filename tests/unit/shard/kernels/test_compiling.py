@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.shard import host
 from services.shard.kernels import compiling, library
 from services.shard.kernels.compiling import CannotCompile
 from tests.compiled_kernels import CAPABILITY, needs_kernels
@@ -93,13 +94,30 @@ def test_a_folder_that_is_a_file_is_one_sentence(tiny: Path) -> None:
         library.load(tiny, lambda: None)
 
 
-@needs_kernels
-def test_a_compiler_of_the_environment_is_used(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = tmp_path / "my-compiler"
-    script.write_text(f'#!/bin/sh\necho x >> {tmp_path}/called\nexec g++ "$@"\n')
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the environment's compiler notes the arguments of each call."""
+    script, calls = tmp_path / "my-compiler", tmp_path / "calls"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec g++ "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(script))
+    return calls
+
+
+@needs_kernels
+def test_a_compiler_of_the_environment_is_used(tiny: Path, calls: Path) -> None:
     assert one(library.load(tiny, lambda: None)) == 1
-    assert (tmp_path / "called").read_text().count("x") == 2  # compiled, and linked
+    assert len(calls.read_text().splitlines()) == 2  # compiled, and linked
+
+
+@needs_kernels
+def test_instructions_beyond_the_architecture_are_used_where_the_processor_has_them(
+    tiny: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for features in (frozenset[str](), frozenset({"avx512_vnni", "fma"})):
+        monkeypatch.setattr(host, "processor_features", lambda features=features: features)
+        found.append(compiling.prepare("AVX512", tiny, lambda: None))
+    assert found[0] != found[1]
+    compiled = [line for line in calls.read_text().splitlines() if " -c " in line]
+    assert ["-mavx512vnni" in line for line in compiled] == [False, True]
