@@ -19,9 +19,14 @@ _CHUNK_ELEMENTS = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """Cuts matrices for a processor with `width` floats per vector."""
+    """Cuts matrices for a processor with `width` floats per vector.
+
+    Attributes:
+        multiplies_bfloat16: it does, by pairs of columns; others widen pairs of rows.
+    """
 
     width: int
+    multiplies_bfloat16: bool = False
 
     @property
     def height(self) -> int:
@@ -69,16 +74,18 @@ class Panels:
 
     def floats(self, matrix: torch.Tensor) -> torch.Tensor:
         """float32 [rows, columns] → [panels, columns, 2, width]; bfloat16 → [panels, columns,
-        width, 2], so that one word has a row of either half."""
-        order = (0, 3, 1, 2) if matrix.dtype is torch.float32 else (0, 3, 2, 1)
-        return self.whole_rows(matrix).permute(order)
+        width, 2], so that one word has a row of either half, or [panels, pairs of columns, 2,
+        width, 2], so that it has a row's pair."""
+        if matrix.dtype is torch.float32:
+            return self.whole_rows(matrix).permute(0, 3, 1, 2)
+        if self.multiplies_bfloat16:
+            return self._pairs(pad(matrix, (0, -matrix.shape[1] % 2)))
+        return self.whole_rows(matrix).permute(0, 3, 2, 1)
 
     def codes_of_8(self, codes: torch.Tensor) -> torch.Tensor:
         """int8 [rows, columns] → [panels, pairs of columns, 2, width, 2]; columns are filled
         up to whole fours."""
-        fours = pad(codes, (0, -codes.shape[1] % 4))
-        rows = self.whole_rows(fours.view(len(codes), -1, 2))
-        return rows.permute(0, 3, 1, 2, 4)
+        return self._pairs(pad(codes, (0, -codes.shape[1] % 4)))
 
     def codes_of_4(self, codes: torch.Tensor) -> torch.Tensor:
         """uint8 [rows, columns / 2], the even column in the low half → [panels, columns / 4, width,
@@ -94,10 +101,15 @@ class Panels:
         return self.whole_rows(scales).permute(0, 3, 4, 2, 1)
 
     def rows(self, panels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[n, columns]: rows of what `floats` or `codes_of_8` made the panels from; codes have
-        whole fours of columns."""
+        """[n, columns]: rows of what `floats` or `codes_of_8` made the panels from, with the
+        columns that filled them up."""
         panel, within = ids // self.height, ids % self.height
         half, lane = within // self.width, within % self.width
-        if panels.dtype is torch.bfloat16:
+        if panels.dtype is torch.bfloat16 and not self.multiplies_bfloat16:
             return panels[panel, :, lane, half]
         return panels[panel, :, half, lane].reshape(len(ids), -1)
+
+    def _pairs(self, matrix: torch.Tensor) -> torch.Tensor:
+        """[rows, columns] → [panels, pairs of columns, 2, width, 2]."""
+        rows = self.whole_rows(matrix.view(len(matrix), -1, 2))
+        return rows.permute(0, 3, 1, 2, 4)

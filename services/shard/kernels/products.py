@@ -62,7 +62,7 @@ class _Packed:
 
     Attributes:
         sizes: rows of each part.
-        num_columns: of the matrix; of codes, the panels have whole fours.
+        num_columns: of the matrix; the panels have whole pairs of bfloat16, whole fours of codes.
         group_size: columns that share a scale, with 4 bits; else 0.
         weights: [panels, ...] of float32, bfloat16, int8, or uint8 for 4 bits.
         scales: of codes.
@@ -78,11 +78,17 @@ class _Packed:
 
 
 class Packer:
-    """Packs matrices for the kernels of one library."""
+    """Packs matrices for the kernels of one library.
+
+    Attributes:
+        rounds_bfloat16: products with bfloat16 round x to it, too, as their processor multiplies
+            pairs of them.
+    """
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._panels = Panels(_ask(library, "width"))
+        self.rounds_bfloat16 = bool(_ask(library, "product_rounds"))
+        self._panels = Panels(_ask(library, "width"), self.rounds_bfloat16)
         self._rows_at_once = _ask(library, "product_rows")
 
     def pack(
@@ -211,10 +217,8 @@ class PackedMatrix:
         packed = self._packed
         if len(self.sizes) != 1 or packed.group_size:
             raise ValueError("rows are of a matrix with one part and without groups")
-        found = self._panels.rows(packed.weights, ids)
-        if packed.scales is None:
-            return found
-        return found[:, : self.num_columns] * packed.scales.flatten()[ids, None]
+        found = self._panels.rows(packed.weights, ids)[:, : self.num_columns]
+        return found if packed.scales is None else found * packed.scales.flatten()[ids, None]
 
     def described(self) -> tuple[Product, int]:
         """For other kernels: a product without what a step brings, and the address of its kernel.

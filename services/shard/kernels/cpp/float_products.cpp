@@ -1,31 +1,71 @@
 // Products with matrices of float32 or bfloat16: sums in float32, one fused multiply-add after the
-// other. A bfloat16 is widened in registers, which costs less than reading twice the bytes.
+// other. A bfloat16 is widened in registers, which costs less than reading twice the bytes; where
+// the processor multiplies pairs of them, x is rounded to bfloat16, too.
 #include "panels.h"
 
 namespace infermesh::products {
 namespace {
 
-// A panel is [columns][2][kWidth].
-struct Float32 {
+// Kinds of weights. A panel is [steps][kWords]; a step is so many columns, with one X per row of x.
+struct Float32 {  // words are [2][kWidth]
   typedef float Word;
-  static constexpr int kWords = kPanel;
-  static void widen(const float* from, Floats out[2]) {
+  typedef float X;
+  typedef Floats Vector;
+  static constexpr int kColumns = 1, kWords = kPanel;
+  static void read(const float* from, Vector out[2]) {
     for (int v = 0; v < 2; ++v) out[v] = load_floats(from + v * kWidth);
   }
+  static Floats add(Floats sum, Vector w, X x) { return multiply_add(fill(x), w, sum); }
 };
 
-// A panel is [columns][kWidth] pairs.
-struct BFloat16Pairs {
+#if defined(__AVX512BF16__)
+struct PairsOfBFloat16 {  // words are [2][kWidth] pairs of columns
   typedef uint32_t Word;
-  static constexpr int kWords = kWidth;
-  static void widen(const uint32_t* from, Floats out[2]) { widen_pairs(from, out); }
+  typedef uint32_t X;
+  typedef Uints Vector;
+  static constexpr int kColumns = 2, kWords = kPanel;
+  static void read(const uint32_t* from, Vector out[2]) {
+    for (int v = 0; v < 2; ++v) out[v] = load<Uints>(from + v * kWidth);
+  }
+  static Floats add(Floats sum, Vector w, X x) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Uints{} + x), (__m512bh)w);
+  }
 };
+#else
+struct PairsOfBFloat16 {  // words are [kWidth] pairs of rows
+  typedef uint32_t Word;
+  typedef float X;
+  typedef Floats Vector;
+  static constexpr int kColumns = 1, kWords = kWidth;
+  static void read(const uint32_t* from, Vector out[2]) { widen_pairs(from, out); }
+  static Floats add(Floats sum, Vector w, X x) { return multiply_add(fill(x), w, sum); }
+};
+#endif
+
+// A row of x and zeros up to `whole` columns as words, the first at `to`, each `height` behind the
+// one before.
+template <typename In>
+void lay_row(const In* x, int64_t num_columns, int64_t whole, int64_t height, float* to) {
+  for (int64_t k = 0; k < num_columns; ++k) to[k * height] = to_float(x[k]);
+  for (int64_t k = num_columns; k < whole; ++k) to[k * height] = 0;
+}
+
+template <typename In>
+void lay_row(const In* x, int64_t num_columns, int64_t whole, int64_t height, uint32_t* to) {
+  for (int64_t k = 0; k < whole; k += 2) {
+    const uint32_t low = narrow(to_float(x[k])).bits;
+    const uint32_t high = k + 1 < num_columns ? narrow(to_float(x[k + 1])).bits : 0;
+    to[k / 2 * height] = low | high << 16;
+  }
+}
 
 template <class Weights>
 struct FloatKind {
   typedef typename Weights::Word Word;
+  typedef typename Weights::X X;
   // Of a panel, it stays in the first cache while all tiles pass.
   static constexpr int64_t kBlock = 256;
+  static constexpr int64_t kStepsOfBlock = kBlock / Weights::kColumns;
 
   static constexpr int panels_at_once(int64_t height) {
     return height == 1 ? 4 : height == 2 ? 2 : 1;
@@ -33,10 +73,14 @@ struct FloatKind {
 
   static int64_t num_units(const Product&, const Tiles& tiles) { return tiles.count; }
 
-  // A tile as float32 [columns][height].
+  static int64_t num_steps(const Product& product) {
+    return (product.num_columns + Weights::kColumns - 1) / Weights::kColumns;
+  }
+
+  // A tile as [steps][height].
   static void prepare(const Product& product, int64_t first_row, const Tiles& tiles, int64_t tile,
                       void* scratch) {
-    float* to = static_cast<float*>(scratch) + tiles.start(tile) * product.num_columns;
+    X* to = static_cast<X*>(scratch) + tiles.start(tile) * num_steps(product);
     const int64_t start = (first_row + tiles.start(tile)) * product.x_stride;
     if (product.x_is_bfloat16)
       lay(static_cast<const BFloat16*>(product.x) + start, product, tiles.height(tile), to);
@@ -44,38 +88,34 @@ struct FloatKind {
       lay(static_cast<const float*>(product.x) + start, product, tiles.height(tile), to);
   }
 
-  template <typename X>
-  static void lay(const X* x, const Product& product, int height, float* to) {
-    if (height == 1) {  // known to be dense
-      for (int64_t k = 0; k < product.num_columns; ++k) to[k] = to_float(x[k]);
-      return;
-    }
+  template <typename In>
+  static void lay(const In* x, const Product& product, int height, X* to) {
+    const int64_t columns = product.num_columns, whole = num_steps(product) * Weights::kColumns;
+    if (height == 1) return lay_row(x, columns, whole, 1, to);  // known to be dense
     for (int row = 0; row < height; ++row)
-      for (int64_t k = 0; k < product.num_columns; ++k)
-        to[k * height + row] = to_float(x[row * product.x_stride + k]);
+      lay_row(x + row * product.x_stride, columns, whole, height, to + row);
   }
 
   static const float* column_scales(const Product&, int64_t) { return nullptr; }
 
   static void add(const Product& product, const void* prepared, const Tiles& tiles, int64_t tile,
                   int64_t panel, int64_t num_panels, int64_t block, float* sums) {
-    const int64_t start = tiles.start(tile);
+    const int64_t start = tiles.start(tile), all_steps = num_steps(product);
     const int height = tiles.height(tile);
-    const int64_t first = block * kBlock, left = product.num_columns - first;
-    const Word* weights = static_cast<const Word*>(product.weights) +
-                          (panel * product.num_columns + first) * Weights::kWords;
-    const int64_t num_columns = left < kBlock ? left : kBlock;
-    const int64_t num_bytes = num_columns * Weights::kWords * sizeof(Word);
-    const Ahead ahead(weights, num_bytes, tiles, tile, num_columns);
-    const float* x =
-        static_cast<const float*>(prepared) + start * product.num_columns + first * height;
-    for_height<FloatKind, Loop>(height, num_panels, weights, product.num_columns * Weights::kWords,
-                                x, num_columns, block == 0, ahead, sums + start * kPanel);
+    const int64_t first = block * kStepsOfBlock, left = all_steps - first;
+    const Word* weights =
+        static_cast<const Word*>(product.weights) + (panel * all_steps + first) * Weights::kWords;
+    const int64_t steps = left < kStepsOfBlock ? left : kStepsOfBlock;
+    const Ahead ahead(weights, steps * Weights::kWords * sizeof(Word), tiles, tile, steps);
+    const X* x =
+        static_cast<const X*>(prepared) + start * all_steps + first * height;
+    for_height<FloatKind, Loop>(height, num_panels, weights, all_steps * Weights::kWords, x, steps,
+                                block == 0, ahead, sums + start * kPanel);
   }
 
   template <int kHeight, int kPanels>
   struct Loop {
-    static void run(const Word* weights, int64_t panel_size, const float* x, int64_t num_columns,
+    static void run(const Word* weights, int64_t panel_size, const X* x, int64_t num_steps,
                     bool is_first, Ahead ahead, float* sums) {
       Floats total[kPanels][kHeight][2];
       for (int p = 0; p < kPanels; ++p)
@@ -84,16 +124,14 @@ struct FloatKind {
             total[p][row][v] =
                 is_first ? Floats{} : load_floats(sums + p * kSumsSize + row * kPanel + v * kWidth);
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < num_columns; ++k) {
+      for (int64_t step = 0; step < num_steps; ++step) {
         if (kPanels == 1) ahead.step();
         for (int p = 0; p < kPanels; ++p) {
-          Floats w[2];
-          Weights::widen(weights + p * panel_size + k * Weights::kWords, w);
-          for (int row = 0; row < kHeight; ++row) {
-            const Floats value = fill(x[k * kHeight + row]);
+          typename Weights::Vector w[2];
+          Weights::read(weights + p * panel_size + step * Weights::kWords, w);
+          for (int row = 0; row < kHeight; ++row)
             for (int v = 0; v < 2; ++v)
-              total[p][row][v] = multiply_add(value, w[v], total[p][row][v]);
-          }
+              total[p][row][v] = Weights::add(total[p][row][v], w[v], x[step * kHeight + row]);
         }
       }
       for (int p = 0; p < kPanels; ++p)
@@ -113,8 +151,11 @@ void infermesh_multiply_float32(const Product* product) {
 }
 
 void infermesh_multiply_bfloat16(const Product* product) {
-  multiply<FloatKind<BFloat16Pairs>>(*product);
+  multiply<FloatKind<PairsOfBFloat16>>(*product);
 }
+
+// Whether products with bfloat16 round x to it, too.
+void infermesh_product_rounds(int32_t* out) { *out = PairsOfBFloat16::kColumns == 2; }
 
 // Rows of x that are prepared at a time.
 void infermesh_product_rows(int32_t* out) { *out = kRowBlock; }

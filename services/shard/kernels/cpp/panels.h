@@ -26,8 +26,8 @@ constexpr int64_t kSumsSize = kRowBlock * kPanel;
 // Fewer products than this take no longer than waking the other threads does.
 constexpr int64_t kParallelProducts = 1 << 17;
 
-// 32 bits are a bfloat16 of column i (low half) and of column i + kWidth (high half) of a panel, so
-// that one shift and one mask widen both.
+// 32 bits are a bfloat16 of row i (low half) and of row i + kWidth (high half) of a panel, so that
+// one shift and one mask widen both.
 inline void widen_pairs(const uint32_t* from, Floats out[2]) {
   const Uints both = load<Uints>(from);
   out[0] = (Floats)(both << 16);
