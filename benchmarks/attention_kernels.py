@@ -137,7 +137,12 @@ def main() -> None:
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     library = load(Path.home() / ".cache/infermesh/kernels", lambda: print("compiling"))
-    result: dict[str, Any] = {"machine": describe(), "threads": flags.threads}
+    vectors = torch.backends.cpu.get_cpu_capability()
+    result: dict[str, Any] = {
+        "machine": describe(),
+        "vectors": vectors,
+        "threads": flags.threads,
+    }
     with torch.inference_mode():
         for shape in SHAPES:
             for work in WORK:
