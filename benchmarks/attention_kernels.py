@@ -1,7 +1,9 @@
-"""The compiled paged attention beside the torch path: one layer's K and V written and attended to.
+"""The compiled paged attention beside the torch path, over pools of float32 and of bfloat16: one
+layer's K and V written and attended to.
 
-Both take turns on the same pool, blocks shuffled. With one thread it is the thread's CPU time that
-counts, so that it can be measured beside other work; with more it is the clock's.
+All take turns, on pools of their own with the same blocks, shuffled. Between kernels a model is
+float32, without them of its pool's type. With one thread it is the thread's CPU time that counts,
+so that it can be measured beside other work; with more it is the clock's.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from services.shard.kernels.paged import PagedAttention, PagedRows
 from services.shard.scratch import Scratch
 
 BLOCK = 16
+DTYPES = ("float32", "bfloat16")
+SAMPLE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,12 @@ class Layer:
         positions = np.arange(context - queries, context)
         slots = tables[:, positions // BLOCK] * BLOCK + positions % BLOCK
         self._slots = torch.from_numpy(slots.reshape(-1))
-        self._pools = [torch.randn(size).to(dtype) for _ in range(2)]
+        draw = torch.Generator().manual_seed(0)
+        self._pools = [torch.randn(size, generator=draw).to(dtype) for _ in range(2)]
         tokens = rows * queries
-        self._new = [torch.randn(tokens, *size[2:]).to(dtype) for _ in range(2)]
-        self._q = torch.randn(tokens, shape.num_heads, shape.head_dim).to(dtype)
+        heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
+        wide = [torch.randn(tokens, n, shape.head_dim, generator=draw) for n in heads]
+        self._wide, self._narrow = wide, [states.to(dtype) for states in wide]
         self._rules = ScoreRules(shape.head_dim**-0.5)
         self._kernels = PagedAttention(library, dtype)
         self._rows = PagedRows.of(tables, *lens)
@@ -76,14 +82,16 @@ class Layer:
 
     def compiled(self) -> torch.Tensor:
         """One layer with the kernels."""
-        self._kernels.write(*self._pools, self._slots, *self._new)
-        return self._kernels.attend(self._q, *self._pools, self._rows, self._rules, None)
+        q, *states = self._wide
+        self._kernels.write(*self._pools, self._slots, *states)
+        return self._kernels.attend(q, *self._pools, self._rows, self._rules, None)
 
     def torch(self) -> torch.Tensor:
         """One layer without them, as ForwardPass runs it."""
-        for pool, states in zip(self._pools, self._new, strict=True):
+        q, *new = self._narrow
+        for pool, states in zip(self._pools, new, strict=True):
             pool.flatten(0, 1).index_copy_(0, self._slots, states)
-        return attend(self._q, *self._pools, self._layout, self._rules, None, self._scratch)
+        return attend(q, *self._pools, self._layout, self._rules, None, self._scratch)
 
 
 def seconds(run: Callable[[], torch.Tensor], repeats: int) -> float:
@@ -95,22 +103,29 @@ def seconds(run: Callable[[], torch.Tensor], repeats: int) -> float:
     return (clock() - start) / repeats
 
 
-def measure(layer: Layer, rounds: int) -> dict[str, Any]:
-    """Alternates the two; the ratio is how often the kernels' time goes into torch's."""
-    torch.testing.assert_close(layer.compiled(), layer.torch(), rtol=1e-2, atol=1e-2)
-    repeats = max(1, min(100, int(0.02 / seconds(layer.compiled, 2))))
-    pairs = []
-    for number in range(rounds):
-        order = (layer.torch, layer.compiled) if number % 2 else (layer.compiled, layer.torch)
-        times = {run.__name__: seconds(run, repeats) for run in order}
-        pairs.append((times["torch"], times["compiled"]))
-    ratio = paired_ratio(pairs)
-    return {
-        "torch_us": round(1e6 * statistics.median(old for old, _ in pairs), 1),
-        "compiled_us": round(1e6 * statistics.median(new for _, new in pairs), 1),
-        "ratio": ratio.median,
-        "ratio_95": [ratio.low, ratio.high],
+def measure(layers: dict[str, Layer], rounds: int) -> dict[str, Any]:
+    """Medians of all, and what the kernels gain: over torch, and by the narrower pool."""
+    calls: dict[str, Callable[[], torch.Tensor]] = {}
+    for dtype, layer in layers.items():
+        got, wanted = layer.compiled(), layer.torch()
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-2, atol=1e-2)
+        calls |= {f"torch {dtype}": layer.torch, f"compiled {dtype}": layer.compiled}
+    repeats = {
+        name: max(1, min(200, int(SAMPLE_S / seconds(run, 2)))) for name, run in calls.items()
     }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        order = list(calls) if number % 2 else list(calls)[::-1]
+        for name in order:
+            samples[name].append(seconds(calls[name], repeats[name]))
+    found: dict[str, Any] = {
+        f"{name}_us": round(1e6 * statistics.median(taken), 1) for name, taken in samples.items()
+    }
+    pairs = [(f"torch {dtype}", f"compiled {dtype}") for dtype in layers]
+    for slow, fast in (*pairs, ("compiled float32", "compiled bfloat16")):
+        ratio = paired_ratio(list(zip(samples[slow], samples[fast], strict=True)))
+        found[f"{slow} / {fast}"] = [ratio.median, ratio.low, ratio.high]
+    return found
 
 
 def main() -> None:
@@ -118,20 +133,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     library = load(Path.home() / ".cache/infermesh/kernels", lambda: print("compiling"))
-    result: dict[str, Any] = {"machine": describe(), "threads": flags.threads}
+    vectors = torch.backends.cpu.get_cpu_capability()
+    result: dict[str, Any] = {
+        "machine": describe(),
+        "vectors": vectors,
+        "threads": flags.threads,
+    }
     with torch.inference_mode():
-        for dtype in flags.dtypes:
-            for shape in SHAPES:
-                for work in WORK:
-                    name = f"{shape.name} {dtype}: {work[0]} × {work[1]} of {work[2]}"
-                    layer = Layer(library, shape, work, getattr(torch, dtype))
-                    result[name] = measure(layer, flags.rounds)
-                    print(name, json.dumps(result[name]), flush=True)
+        for shape in SHAPES:
+            for work in WORK:
+                name = f"{shape.name}: {work[0]} × {work[1]} of {work[2]}"
+                layers = {
+                    dtype: Layer(library, shape, work, getattr(torch, dtype)) for dtype in DTYPES
+                }
+                result[name] = measure(layers, flags.rounds)
+                print(name, json.dumps(result[name]), flush=True)
     keep(result, flags.json)
 
 

@@ -29,6 +29,7 @@ RUNS = (
         "benchmarks.attention_kernels", "--threads", "1",
         "--json", "benchmarks/results/attention_kernels.json",
     ),
+    ("benchmarks.kv_cache_dtype", "--json", "benchmarks/results/kv_cache_dtype.json"),
     ("benchmarks.bubble", "--json", "benchmarks/results/bubble.json"),
     (
         "benchmarks.cache_miss_cost", "--rounds", "500",

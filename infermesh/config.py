@@ -147,6 +147,11 @@ class SchedulerConfig:
     block_size: int = setting(16, "tokens per KV block", low=1, high=256)
     num_blocks: int = setting(0, "KV blocks; 0: from kv_cache_bytes", low=0)
     kv_cache_bytes: int = setting(0, "KV memory; 0: from the device's free memory", low=0)
+    kv_cache_dtype: str = setting(
+        "auto",
+        "what K and V are kept in; auto: the type that the model is served in",
+        choices=("auto", "float32", "bfloat16"),
+    )
     window: int = setting(2, "steps in flight", low=1, high=16)
     lead_ms: float = setting(
         16.0, "up to 4 steps are in flight where they take less than this together", low=0.0

@@ -48,6 +48,9 @@ def up(
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Copies of each model.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or int4 weights, on a CPU.")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="Of K and V: auto (the model's), float32, bfloat16.")
+    ] = None,
     load_format: Annotated[
         str | None, typer.Option(help="safetensors, or dummy for random weights.")
     ] = None,
@@ -80,6 +83,7 @@ def up(
     flags: dict[str, object] = {
         "scheduler.dtype": dtype,
         "scheduler.quantize": quantize,
+        "scheduler.kv_cache_dtype": kv_cache_dtype,
         "scheduler.load_format": load_format,
         "scheduler.max_model_len": max_model_len,
         "scheduler.target_itl_ms": target_itl_ms,

@@ -45,8 +45,8 @@ class ModelManifest(_message.Message):
     model_id: _builtins.str
     """The name clients ask for."""
     model_fingerprint: _builtins.str
-    """Hash over weights, dtype, quantization and tokenizer: replicas with equal fingerprints may
-    continue each other's streams.
+    """Hash over weights, dtype, quantization, type of K and V, and tokenizer: replicas with equal
+    fingerprints may continue each other's streams.
     """
     architecture: _builtins.str
     """transformers' model_type: "llama", "qwen2", ..."""

@@ -199,6 +199,7 @@ class LoadRequest(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    KV_CACHE_DTYPE_FIELD_NUMBER: _builtins.int
     QUANTIZE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A directory or ORG/NAME[@revision]."""
@@ -217,6 +218,8 @@ class LoadRequest(_message.Message):
     max_batch_tokens: _builtins.int
     num_blocks: _builtins.int
     """0: from kv_cache_bytes."""
+    kv_cache_dtype: _builtins.str
+    """"auto", "float32", "bfloat16": what K and V are kept in. Auto: what the model is served in."""
     quantize: _builtins.str
     """"int8" or "int4": weights are quantized while they are read. Empty: as stored, which may be
     quantized too.
@@ -234,11 +237,12 @@ class LoadRequest(_message.Message):
         max_num_seqs: _builtins.int = ...,
         max_batch_tokens: _builtins.int = ...,
         num_blocks: _builtins.int = ...,
+        kv_cache_dtype: _builtins.str = ...,
         quantize: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "dtype", b"dtype", "kv_cache_bytes", b"kv_cache_bytes", "load_format", b"load_format", "max_batch_tokens", b"max_batch_tokens", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_id", b"model_id", "num_blocks", b"num_blocks", "quantize", b"quantize"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "dtype", b"dtype", "kv_cache_bytes", b"kv_cache_bytes", "kv_cache_dtype", b"kv_cache_dtype", "load_format", b"load_format", "max_batch_tokens", b"max_batch_tokens", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "model", b"model", "model_id", b"model_id", "num_blocks", b"num_blocks", "quantize", b"quantize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -167,6 +167,7 @@ class ShardLink:
             max_batch_tokens=config.max_batch_tokens,
             num_blocks=config.num_blocks,
             quantize=config.quantize,
+            kv_cache_dtype=config.kv_cache_dtype,
         )
 
 

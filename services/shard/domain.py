@@ -176,6 +176,7 @@ class LoadSpec:
     max_batch_tokens: int = 512
     num_blocks: int = 0
     quantize: str = ""
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Which float type a model is served in. Decides from facts; reads no file.
+"""Which float type a model is served in, and its K and V are kept in. Decides from facts; reads no
+file.
 
 float16 is never computed on a CPU, which does it slower and less exactly than either neighbour.
 bfloat16 is only where the CPU has vector instructions for it: elsewhere each product converts its
@@ -17,6 +18,7 @@ from infermesh.telemetry import logs
 _log = logs.get(__name__)
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_NAMES = ("float32", "bfloat16")
 # torch's own word for what it was dispatched to on this CPU; others convert bfloat16 in the kernel.
 _WITHOUT_BFLOAT16 = frozenset({"DEFAULT", "AVX2"})
 # Of the memory that is free, what doubled weights may take: the KV cache needs some, too.
@@ -62,3 +64,23 @@ def choose_dtype(asked: str, stored: str, num_parameters: int, host: Host) -> to
             return torch.float32
         _log.warning("bfloat16 is slow on this CPU, which has no instructions for it")
     return NAMES[name]
+
+
+def choose_kv_dtype(asked: str, served: torch.dtype) -> torch.dtype:
+    """The asked type of the KV cache, or with "auto" the one that the model is served in.
+
+    Args:
+        asked: "auto" or one of KV_NAMES.
+        served: see choose_dtype; of quantized weights it is what their checkpoint declares.
+
+    Raises:
+        InvalidRequest: it is none of them.
+    """
+    if asked == "auto":
+        return served
+    if asked not in KV_NAMES:
+        raise InvalidRequest(
+            f"kv_cache_dtype is {asked!r}, allowed are auto, {', '.join(KV_NAMES)}",
+            param="kv_cache_dtype",
+        )
+    return NAMES[asked]

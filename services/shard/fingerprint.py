@@ -70,6 +70,7 @@ def fingerprint(
     eos_token_ids: Sequence[int],
     arithmetic: str = "",
     quantization: str = "",
+    kv_cache_dtype: str = "",
 ) -> str:
     """One hash over everything that decides which tokens come out, and where they end.
 
@@ -81,6 +82,7 @@ def fingerprint(
         "config": _digest(config),
         "dtype": dtype,
         "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
         "tokenizer": _digest(tokenizer),
         "eos": sorted(eos_token_ids),
     }

@@ -52,9 +52,10 @@ class KvPool:
     def write(
         self, layer: int, token_slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
-        """Stores K and V [num_tokens, num_kv_heads, head_dim] at block * block_size + offset."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, token_slots, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, token_slots, value)
+        """Stores K and V [num_tokens, num_kv_heads, head_dim] at block * block_size + offset,
+        rounded to the pool's type."""
+        for pool, states in ((self.keys[layer], key), (self.values[layer], value)):
+            pool.flatten(0, 1).index_copy_(0, token_slots, states.to(pool.dtype))
 
     def copy_blocks(self, pairs: Sequence[tuple[BlockId, BlockId]]) -> None:
         """Copies whole blocks in all layers, in order: a destination may be a later source."""

@@ -92,7 +92,7 @@ def _torch(
     report: Report,
 ) -> LoadedModel:
     report(Progress("importing torch"))
-    from services.shard import footprint, torch_loading
+    from services.shard import dtypes, footprint, torch_loading
 
     loader = torch_loading.TorchLoader(
         config.device, config.num_threads, config.local_shards, config.deterministic
@@ -100,10 +100,11 @@ def _torch(
     if config.kernels == "auto":
         loader.use_kernels(config.kernels_dir, lambda: report(Progress("compiling kernels")))
     dtype = loader.choose_dtype(spec, files, checkpoint, scheme)
+    kv_dtype = dtypes.choose_kv_dtype(spec.kv_cache_dtype, dtype)
     progress = _Bytes(report, checkpoint)
     model = loader.build(files, checkpoint, dtype, progress.add, scheme)
     progress.stage("allocating the KV cache")
-    engine, sized = loader.engine(model, spec, files, dtype)
+    engine, sized = loader.engine(model, spec, files, kv_dtype)
     progress.stage("hashing weights")
     weights = hashes.wait() or [("dummy", "1")]
     num_parameters, weight_bytes = footprint.footprint(model)
@@ -120,6 +121,7 @@ def _torch(
             files.eos_token_ids,
             loader.arithmetic,
             quantization,
+            torch_loading.dtype_name(kv_dtype),
         ),
         dtype=torch_loading.dtype_name(dtype),
         max_model_len=sized.max_model_len,

@@ -29,6 +29,8 @@ _log = logs.get(__name__)
 _load_seconds = metrics.gauge("model_load_seconds", "How long the last model load took.")
 
 _weight_bytes = metrics.gauge("shard_weight_bytes", "Bytes of weights on the device.")
+_kv_bytes = metrics.gauge("shard_kv_cache_bytes", "Bytes of KV blocks on the device.")
+_kv_tokens = metrics.gauge("shard_kv_cache_tokens", "Tokens whose K and V fit those blocks.")
 
 
 class LoadState(enum.Enum):
@@ -129,6 +131,9 @@ class Residency:
         _load_seconds.set(took_s)
         manifest = model.manifest
         _weight_bytes.set(manifest.weight_bytes)
+        capacity = model.capacity
+        _kv_bytes.set(capacity.kv_cache_bytes)
+        _kv_tokens.set(capacity.num_blocks * capacity.block_size)
         _log.info(
             "model loaded",
             extra={
@@ -136,7 +141,8 @@ class Residency:
                 "dtype": manifest.dtype,
                 "quantization": manifest.quantization,
                 "num_parameters": manifest.num_parameters,
-                "num_blocks": model.capacity.num_blocks,
+                "num_blocks": capacity.num_blocks,
+                "kv_cache_bytes": capacity.kv_cache_bytes,
                 "seconds": round(took_s, 3),
             },
         )

@@ -152,9 +152,9 @@ class TorchLoader:
         return model  # type: ignore[no-any-return]
 
     def engine(
-        self, model: nn.Module, spec: LoadSpec, files: ModelFiles, dtype: torch.dtype
+        self, model: nn.Module, spec: LoadSpec, files: ModelFiles, kv_dtype: torch.dtype
     ) -> tuple[TorchEngine, sizing.Sizing]:
-        """The engine with its KV pool. Raises OutOfMemory or UnsupportedModel."""
+        """The engine with its KV pool of that type. Raises OutOfMemory or UnsupportedModel."""
         _, weight_bytes = footprint(model)
         threads = self._fixed_threads or num_threads(weight_bytes, self._local_shards)
         torch.set_num_threads(threads)
@@ -167,7 +167,7 @@ class TorchLoader:
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             spec.block_size,
-            dtype if self.kernels is None else torch.float32,
+            kv_dtype,
         )
         sized = sizing.size(
             spec,

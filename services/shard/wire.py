@@ -56,6 +56,7 @@ def load_spec(request: pb.LoadRequest) -> LoadSpec:
         max_batch_tokens=request.max_batch_tokens or default.max_batch_tokens,
         num_blocks=request.num_blocks,
         quantize=request.quantize,
+        kv_cache_dtype=request.kv_cache_dtype or default.kv_cache_dtype,
     )
 
 

@@ -31,7 +31,7 @@ class _Layer(ctypes.Structure):
         *((name, _Norm) for name in ("before_attention", "after_attention")),
         *((name, _Norm) for name in ("before_mlp", "after_mlp", "query_norm", "key_norm")),
         *((name, _Matrix) for name in ("qkv", "out", "both", "down")),
-        ("gate", _POINTER),
+        *((name, _POINTER) for name in ("gate", "write_kv", "attend")),
         ("starts", _INT * 3),
         *((name, _INT) for name in ("num_heads", "num_kv_heads", "head_dim", "window")),
         *((name, _POINTER) for name in ("sinks", "keys", "values")),
@@ -110,17 +110,18 @@ class Room:
 
 
 class LayerKernel:
-    """One layer of a model in float32."""
+    """One layer of a model in float32, over a pool of any type that PagedAttention takes."""
 
     def __init__(self, library: Library, parts: LayerParts, room: Room) -> None:
         self._call: Callable[..., None] = library.function(
             "layer", *(ctypes.POINTER(kind) for kind in (_Layer, _Step)), *(_POINTER,) * 3
         )
-        self._parts, self._room = parts, room
+        self._library, self._parts, self._room = library, parts, room
         sinks = parts.score_rules.sinks
         # what the addresses below belong to
         self._sinks = None if sinks is None else sinks.float().contiguous()
         self._layer = _describe(library, parts, self._sinks)
+        self._pool_dtype: torch.dtype | None = None
 
     def run(
         self,
@@ -134,7 +135,7 @@ class LayerKernel:
 
         Args:
             tables: cos and sin, float32 [tokens, pairs], rows contiguous.
-            pools: K and V of this layer, float32, as of PagedAttention.attend.
+            pools: K and V of this layer, as of PagedAttention.attend.
             token_slots: int64 [tokens]: where each token's K and V go.
         """
         cos, sin = tables
@@ -158,11 +159,19 @@ class LayerKernel:
         added, *room = self._room.take(self._sizes(num_tokens, width))
         for name, address in zip(_ROOM, room, strict=True):
             setattr(step, name, address)
+        if pools[0].dtype is not self._pool_dtype:
+            self._take_pools_of(pools[0].dtype)
         layer = self._layer
         layer.keys, layer.values = pools[0].data_ptr(), pools[1].data_ptr()
         out = torch.empty_like(x)
         self._call(layer, step, x.data_ptr(), added, out.data_ptr())
         return out
+
+    def _take_pools_of(self, dtype: torch.dtype) -> None:
+        name = str(dtype).removeprefix("torch.")
+        self._layer.write_kv = self._library.address(f"write_kv_{name}")
+        self._layer.attend = self._library.address(f"paged_attention_{name}")
+        self._pool_dtype = dtype
 
     def _sizes(self, num_tokens: int, width: int) -> list[int]:
         """In floats: what is added, then in the order of _ROOM."""

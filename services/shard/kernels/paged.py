@@ -1,7 +1,8 @@
 """Paged attention on a CPU: the compiled kernel as functions of tensors.
 
 The kernel reads the pool where it lies; nothing is gathered and no mask is made. What it computes
-for a token follows from the token's own sequence alone, bit for bit.
+for a token follows from the token's own sequence alone, bit for bit. It computes in float32
+whatever the pool holds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _WRITE = (
     *(_POINTER, _POINTER, _POINTER, _INT, _INT, _INT),
     *(_POINTER, _INT, _INT, _POINTER, _INT, _INT),
 )
+# Of pools.
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -64,7 +66,6 @@ class PagedAttention:
     def __init__(self, library: Library, dtype: torch.dtype) -> None:
         """Takes a type among DTYPES."""
         name = str(dtype).removeprefix("torch.")
-        self._dtype = dtype
         self._attend = library.function(f"paged_attention_{name}", *_ATTENTION)
         self._write: Callable[..., None] = library.function(f"write_kv_{name}", *_WRITE)
 
@@ -80,13 +81,13 @@ class PagedAttention:
         """Causal attention; returns [num_tokens, num_heads, head_dim] of the type of `q`.
 
         Args:
-            q: [num_tokens, num_heads, head_dim]; of another type than the pool it is converted,
-                and so is the result.
+            q: [num_tokens, num_heads, head_dim]; widened where it is not float32, and the result
+                is rounded to its type.
             k_pool, v_pool: [num_blocks, block_size, num_kv_heads, head_dim], contiguous.
             sliding_window: a token sees itself and the sliding_window - 1 before it.
         """
         given = q.dtype
-        q = self._readable(q)
+        q = _readable(q)
         _, block_size, num_kv_heads, head_dim = k_pool.shape
         sinks = None if rules.sinks is None else rules.sinks.float().contiguous()
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -107,7 +108,7 @@ class PagedAttention:
             rules.softcap or 0.0,
             None if sinks is None else sinks.data_ptr(),
         )
-        return out if given == self._dtype else out.to(given)
+        return out.to(given)
 
     def write(
         self,
@@ -122,9 +123,9 @@ class PagedAttention:
         Args:
             k_pool, v_pool: one layer's, as of `attend`.
             token_slots: [num_tokens] int64, contiguous.
-            key, value: converted where they are not of the pool's type.
+            key, value: rounded to the pool's type, to the nearest and ties to even.
         """
-        key, value = self._readable(key), self._readable(value)
+        key, value = _readable(key), _readable(value)
         num_tokens, num_kv_heads, head_dim = key.shape
         self._write(
             k_pool.data_ptr(),
@@ -141,8 +142,8 @@ class PagedAttention:
             value.stride(1),
         )
 
-    def _readable(self, states: torch.Tensor) -> torch.Tensor:
-        """The states, or a copy of the pool's type whose heads are whole."""
-        if states.dtype != self._dtype:
-            states = states.to(self._dtype)
-        return states if states.stride(2) == 1 else states.contiguous()
+
+def _readable(states: torch.Tensor) -> torch.Tensor:
+    """The states, or a copy in float32 whose heads are whole."""
+    states = states.float()
+    return states if states.stride(2) == 1 else states.contiguous()

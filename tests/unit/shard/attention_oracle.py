@@ -64,9 +64,10 @@ def paged_case(
     head_dim: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    query_dtype: torch.dtype | None = None,
     **rules: Any,
 ) -> PagedCase:
-    """Rows of (query_len, context_len)."""
+    """Rows of (query_len, context_len); queries are of the pool's type unless they have another."""
     generator = torch.Generator().manual_seed(seed)
     blocks_of = [-(-context // block_size) for _, context in rows]
     num_blocks = sum(blocks_of) + 3
@@ -87,7 +88,8 @@ def paged_case(
             tables[r, positions // block_size] * block_size + positions % block_size
         )
         k_pool.flatten(0, 1)[slots], v_pool.flatten(0, 1)[slots] = k, v
-        queries = torch.randn(query_len, kv_heads * group, head_dim, generator=generator).to(dtype)
+        queries = torch.randn(query_len, kv_heads * group, head_dim, generator=generator)
+        queries = queries.to(query_dtype or dtype)
         q.append(queries)
         wanted.append(oracle(queries, k, v, **rules))
     lens = (np.array([n for n, _ in rows]), np.array([c for _, c in rows]))

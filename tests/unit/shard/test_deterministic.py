@@ -58,6 +58,7 @@ def load(
         num_blocks=NUM_BLOCKS,
         max_num_seqs=NUM_SLOTS,
         dtype=options.pop("dtype", "float32"),
+        kv_cache_dtype=options.pop("kv_cache_dtype", "auto"),
     )
     config = ShardConfig(device="cpu", deterministic=deterministic, **{"num_threads": 1, **options})
     return load_model(spec, config, lambda progress: None)
@@ -213,10 +214,11 @@ def test_answers_have_the_same_bits_when_company_and_cuts_differ(
     [
         {"num_threads": 2},
         {"dtype": "bfloat16"},
+        {"kv_cache_dtype": "bfloat16"},
         # nothing is a multiple of a vector
         {"fields": {"vocab_size": 389, "intermediate_size": 99, "head_dim": 6}},
     ],
-    ids=["two threads", "bfloat16", "odd sizes"],
+    ids=["two threads", "bfloat16", "bfloat16 K and V", "odd sizes"],
 )
 def test_answers_have_the_same_bits_when_the_arithmetic_is_another(
     options: dict[str, Any], tmp_path: Path

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infermesh.errors import InvalidRequest
-from services.shard.dtypes import Host, choose_dtype
+from services.shard.dtypes import Host, choose_dtype, choose_kv_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 1 << 30
@@ -42,3 +42,16 @@ def test_dtype_stays_bfloat16_when_float32_would_not_fit() -> None:
 def test_dtype_is_refused_by_name_when_it_is_not_served(asked: str, stored: str) -> None:
     with pytest.raises(InvalidRequest, match="float8" if asked == "auto" else "int3"):
         choose_dtype(asked, stored, 1, Host(CPU, "AVX512", GIB))
+
+
+@pytest.mark.parametrize("served", [torch.float32, torch.bfloat16, torch.float16])
+def test_keys_and_values_follow_the_model_unless_asked_otherwise(served: torch.dtype) -> None:
+    assert choose_kv_dtype("auto", served) is served
+    assert choose_kv_dtype("bfloat16", served) is torch.bfloat16
+    assert choose_kv_dtype("float32", served) is torch.float32
+
+
+@pytest.mark.parametrize("asked", ["float16", "fp8", ""])
+def test_keys_and_values_are_refused_by_name_in_another_type(asked: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"kv_cache_dtype is '{asked}'"):
+        choose_kv_dtype(asked, torch.float32)

@@ -161,6 +161,8 @@ def test_fingerprint_changes_when_weights_dtype_or_tokenizer_change(
     first = _load(model).manifest.model_fingerprint
     assert _load(copy).manifest.model_fingerprint == first
     assert _load(model, dtype="bfloat16").manifest.model_fingerprint != first
+    assert _load(model, kv_cache_dtype="float32").manifest.model_fingerprint == first
+    assert _load(model, kv_cache_dtype="bfloat16").manifest.model_fingerprint != first
     tokenizer = copy / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert _load(copy).manifest.model_fingerprint != first
@@ -296,6 +298,7 @@ def test_load_refuses_by_name_when_the_model_would_be_served_wrong(
     "fields",
     [
         {"dtype": "int3"},
+        {"kv_cache_dtype": "float16"},
         {"load_format": "gguf"},
         {"block_size": 5000},
         {"max_num_seqs": 0},
@@ -314,10 +317,15 @@ def test_load_is_out_of_memory_when_not_one_block_fits(model: Path) -> None:
         _load(model, num_blocks=0, kv_cache_bytes=100)
 
 
-def test_load_sizes_the_pool_when_bytes_are_given(model: Path) -> None:
+@pytest.mark.parametrize(("kv_cache_dtype", "fit"), [("auto", 10), ("bfloat16", 20)])
+def test_load_sizes_the_pool_when_bytes_are_given(
+    model: Path, kv_cache_dtype: str, fit: int
+) -> None:
     block = 2 * 3 * 16 * 2 * 10 * 4  # K and V, layers, tokens, heads, head_dim, float32
-    loaded = _load(model, num_blocks=0, kv_cache_bytes=10 * block + 5)
-    assert loaded.capacity.num_blocks == 10
+    loaded = _load(
+        model, num_blocks=0, kv_cache_bytes=10 * block + 5, kv_cache_dtype=kv_cache_dtype
+    )
+    assert loaded.capacity.num_blocks == fit
     assert loaded.capacity.kv_cache_bytes == 10 * block
 
 

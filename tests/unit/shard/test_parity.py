@@ -33,6 +33,7 @@ from services.shard.slots import ActiveRow
 from services.shard.stepping import StepRunner
 from services.shard.supported import MODEL_TYPES
 from tests.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE
+from tests.compiled_kernels import has_kernels
 from tests.tiny_models import write_tiny_model
 from tests.unit.shard.rows import active_row
 
@@ -42,12 +43,21 @@ TOLERANCE = {"rtol": 1e-5, "atol": 2e-4}
 
 
 def _load(
-    directory: Path, model_type: str, overrides: dict[str, Any], kernels: str = "auto"
+    directory: Path,
+    model_type: str,
+    overrides: dict[str, Any],
+    kernels: str = "auto",
+    kv_cache_dtype: str = "auto",
 ) -> tuple[Any, Any]:
     """(our loaded model, transformers' own)."""
     write_tiny_model(directory, model_type, **overrides)
     spec = LoadSpec(
-        str(directory), block_size=BLOCK, num_blocks=120, max_num_seqs=8, max_batch_tokens=512
+        str(directory),
+        block_size=BLOCK,
+        num_blocks=120,
+        max_num_seqs=8,
+        max_batch_tokens=512,
+        kv_cache_dtype=kv_cache_dtype,
     )
     config = ShardConfig(device="cpu", num_threads=1, kernels=kernels)
     loaded = load_model(spec, config, lambda progress: None)
@@ -158,13 +168,14 @@ def test_greedy_tokens_equal_generate_when_prompts_run_together(
         assert tokens == wanted[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16"])
 def test_tokens_are_the_same_when_a_prefix_comes_from_copied_and_shared_blocks(
-    tmp_path: Path,
+    tmp_path: Path, kv_cache_dtype: str
 ) -> None:
-    loaded, _ = _load(tmp_path, "llama", {})
+    loaded, _ = _load(tmp_path, "llama", {}, kv_cache_dtype=kv_cache_dtype)
     runner = StepRunner(loaded)
     prompt = list(range(10, 21))  # two full blocks and three tokens
-    greedy = Sampling(temperature=0.0)
+    greedy = Sampling(temperature=0.0, top_logprobs=5)
     first = NewSequence(Slot(0), [BlockId(b) for b in (5, 9, 2)], 0, 11, 0, greedy)
     whole = [Row(Slot(0), 11, RowSource.LITERAL, prompt, sample=True)]
     alone = runner.execute(Step(Epoch(1), StepId(1), new_sequences=[first], rows=whole), 0.0)
@@ -181,6 +192,8 @@ def test_tokens_are_the_same_when_a_prefix_comes_from_copied_and_shared_blocks(
         0.0,
     )
     assert outcome.rows[0].token_id == alone.rows[0].token_id
+    if has_kernels():  # then bits don't depend on chunks
+        assert outcome.rows[0].logprobs == alone.rows[0].logprobs
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])

@@ -120,39 +120,48 @@ void attend(const Call<T>& call) {
   run_split(call, units);
 }
 
+template <typename T>
+inline void convert(const float* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store_floats(to + i, load<Floats>(from + i));
+  for (; i < count; ++i) put(to + i, from[i]);
+}
+
 // Stores tokens' K and V, whose heads lie `*_head` and whose tokens `*_token` values apart.
 template <typename T>
 void write_kv(T* keys, T* values, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,
-              const T* key, int64_t key_token, int64_t key_head, const T* value,
+              const float* key, int64_t key_token, int64_t key_head, const float* value,
               int64_t value_token, int64_t value_head) {
   for (int64_t token = 0; token < tokens; ++token)
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t to = (slots[token] * heads + head) * dim;
-      std::memcpy(keys + to, key + token * key_token + head * key_head, dim * sizeof(T));
-      std::memcpy(values + to, value + token * value_token + head * value_head, dim * sizeof(T));
+      convert(key + token * key_token + head * key_head, dim, keys + to);
+      convert(value + token * value_token + head * value_head, dim, values + to);
     }
 }
 
 }  // namespace
 }  // namespace infermesh
 
+// The pool is of type T, everything else of float32. `Attend` and `WriteKv` of layer.cpp are these.
 #define INFERMESH_ATTENTION(NAME, T)                                                               \
   extern "C" void infermesh_paged_attention_##NAME(                                                \
-      T* out, const T* query, int64_t query_token, int64_t query_head, const T* keys,              \
-      const T* values, const int64_t* tables, int64_t table_stride, const int64_t* query_lens,     \
+      float* out, const float* query, int64_t query_token, int64_t query_head, const void* keys,   \
+      const void* values, const int64_t* tables, int64_t table_stride, const int64_t* query_lens,  \
       const int64_t* context_lens, int64_t num_rows, int64_t block_size, int64_t num_heads,        \
       int64_t num_kv_heads, int64_t dim, int64_t window, float scale, float softcap,               \
       const float* sinks) {                                                                        \
-    infermesh::attend<T>({out, query, query_token, query_head, keys, values, tables, table_stride, \
-                          query_lens, context_lens, num_rows, block_size, num_heads, num_kv_heads, \
+    infermesh::attend<T>({out, query, query_token, query_head, static_cast<const T*>(keys),        \
+                          static_cast<const T*>(values), tables, table_stride, query_lens,         \
+                          context_lens, num_rows, block_size, num_heads, num_kv_heads,             \
                           static_cast<int>(dim), window, scale, softcap, sinks});                  \
   }                                                                                                \
   extern "C" void infermesh_write_kv_##NAME(                                                       \
-      T* keys, T* values, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,        \
-      const T* key, int64_t key_token, int64_t key_head, const T* value, int64_t value_token,      \
-      int64_t value_head) {                                                                        \
-    infermesh::write_kv<T>(keys, values, slots, tokens, heads, dim, key, key_token, key_head,      \
-                           value, value_token, value_head);                                        \
+      void* keys, void* values, const int64_t* slots, int64_t tokens, int64_t heads, int64_t dim,  \
+      const float* key, int64_t key_token, int64_t key_head, const float* value,                   \
+      int64_t value_token, int64_t value_head) {                                                   \
+    infermesh::write_kv<T>(static_cast<T*>(keys), static_cast<T*>(values), slots, tokens, heads,   \
+                           dim, key, key_token, key_head, value, value_token, value_head);         \
   }
 
 INFERMESH_ATTENTION(float32, float)

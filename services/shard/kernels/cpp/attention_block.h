@@ -42,9 +42,9 @@ template <typename T>
 void load_query(const Call<T>& call, const Unit& unit, float* query) {
   const int group = call.group(), stride = call.padded_dim();
   for (int row = 0; row < call.rows_of(unit); ++row) {
-    const T* from = call.query + unit.token_of(row, group) * call.query_token +
-                    unit.head_of(row, group) * call.query_head;
-    for (int d = 0; d < call.dim; ++d) query[row * stride + d] = to_float(from[d]) * call.scale;
+    const float* from = call.query + unit.token_of(row, group) * call.query_token +
+                        unit.head_of(row, group) * call.query_head;
+    for (int d = 0; d < call.dim; ++d) query[row * stride + d] = from[d] * call.scale;
   }
 }
 
@@ -168,10 +168,10 @@ void write_out(const Call<T>& call, const Unit& unit, const State& state) {
       total = total * share + exp(fill(sink - most))[0];
     }
     const float factor = share / total;
-    T* to = call.out + (unit.token_of(row, group) * call.num_heads + head) * call.dim;
+    float* to = call.out + (unit.token_of(row, group) * call.num_heads + head) * call.dim;
     const float* mixed = state.mixed + static_cast<int64_t>(row) * dim;
     // + 0: a sum of nothing is 0 here and -0 there
-    for (int d = 0; d < call.dim; ++d) put(to + d, mixed[d] * factor + 0.0f);
+    for (int d = 0; d < call.dim; ++d) to[d] = mixed[d] * factor + 0.0f;
   }
 }
 

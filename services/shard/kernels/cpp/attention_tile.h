@@ -21,6 +21,27 @@ inline void fetch(const T* from, int count) {
   for (int d = 0; d < count; d += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(from + d);
 }
 
+// Turns as many dimensions of kWidth keys as it can by pairs, and returns how many.
+inline int turn_pairs(const float* const (&)[kWidth], int, float*) { return 0; }
+
+// A word holds two dimensions, so that a square of words is turned for two of floats.
+inline int turn_pairs(const BFloat16* const (&from)[kWidth], int dim, float* to) {
+  int d = 0;
+  for (; d + 2 * kWidth <= dim; d += 2 * kWidth) {
+    Floats square[kWidth];
+    INFERMESH_UNROLL
+    for (int i = 0; i < kWidth; ++i) square[i] = load<Floats>(from[i] + d);
+    transpose(square);
+    INFERMESH_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      const Uints words = (Uints)square[i];
+      store(to + (d + 2 * i) * kWidth, words << 16);
+      store(to + (d + 2 * i + 1) * kWidth, words & 0xFFFF0000u);
+    }
+  }
+  return d;
+}
+
 // Keys as [head][vector of keys][dimension][key of the vector], for heads that are neighbours in
 // memory. Keys that are not there are given as zeros. The next vector's are fetched meanwhile: the
 // processor foresees neither so many rows at once nor a jump between the pool's blocks.
@@ -34,7 +55,7 @@ void turn_keys(const T* const* keys, int first_vector, int end_vector, int heads
       if (vector + 1 < end_vector)
         for (int i = 0; i < kWidth; ++i) fetch(keys[(vector + 1) * kWidth + i] + head * dim, dim);
       float* to = turned + (head * kBlockVectors + vector) * dim * kWidth;
-      int d = 0;
+      int d = turn_pairs(from, dim, to);
       for (; d + kWidth <= dim; d += kWidth) {
         Floats square[kWidth];
         INFERMESH_UNROLL

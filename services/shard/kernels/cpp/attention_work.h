@@ -32,10 +32,11 @@ struct Unit {
   int64_t end_segment() const { return (high - 1) / kSegmentKeys + 1; }
 };
 
+// T: what the pool holds.
 template <typename T>
 struct Call {
-  T* out;  // [tokens, heads, dim]
-  const T* query;
+  float* out;  // [tokens, heads, dim]
+  const float* query;
   int64_t query_token, query_head;  // strides
   const T *keys, *values;           // [blocks, block_size, kv_heads, dim]
   const int64_t* tables;

@@ -19,17 +19,6 @@ void infermesh_rotary_float32_float32(float* states, int64_t heads, int64_t toke
                                       int64_t head_stride, const float* cos, const float* sin,
                                       int64_t table_stride, int64_t tokens, int64_t pairs,
                                       int32_t neighbours);
-void infermesh_write_kv_float32(float* keys, float* values, const int64_t* slots, int64_t tokens,
-                                int64_t heads, int64_t dim, const float* key, int64_t key_token,
-                                int64_t key_head, const float* value, int64_t value_token,
-                                int64_t value_head);
-void infermesh_paged_attention_float32(float* out, const float* query, int64_t query_token,
-                                       int64_t query_head, const float* keys, const float* values,
-                                       const int64_t* tables, int64_t table_stride,
-                                       const int64_t* query_lens, const int64_t* context_lens,
-                                       int64_t num_rows, int64_t block_size, int64_t num_heads,
-                                       int64_t num_kv_heads, int64_t dim, int64_t window,
-                                       float scale, float softcap, const float* sinks);
 }
 
 namespace {
@@ -49,16 +38,25 @@ struct Matrix {
 typedef void (*Gate)(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
                      int64_t, int64_t, int64_t, float*);
 
+// Of the pool's type, see attention.cpp.
+typedef void (*WriteKv)(void*, void*, const int64_t*, int64_t, int64_t, int64_t, const float*,
+                        int64_t, int64_t, const float*, int64_t, int64_t);
+typedef void (*Attend)(float*, const float*, int64_t, int64_t, const void*, const void*,
+                       const int64_t*, int64_t, const int64_t*, const int64_t*, int64_t, int64_t,
+                       int64_t, int64_t, int64_t, int64_t, float, float, const float*);
+
 struct Layer {
   Norm before_attention, after_attention, before_mlp, after_mlp, query_norm, key_norm;
   Matrix qkv, out, both, down;
   Gate gate;
+  WriteKv write_kv;
+  Attend attend;
   int64_t starts[3];  // of q, k and v among the columns of qkv
   int64_t num_heads, num_kv_heads, head_dim;
   int64_t window;
   const float* sinks;
-  float* keys;
-  float* values;
+  void* keys;
+  void* values;
   float scale, softcap, multiplier;
   int32_t neighbours, norm_whole, gate_first;
 };
@@ -115,13 +113,12 @@ void attention(const Layer& layer, const Step& step, const float* x, float* out)
                                      step.cos_stride, tokens, step.pairs, layer.neighbours);
   }
   const int64_t kv_width = layer.num_kv_heads * dim;
-  infermesh_write_kv_float32(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim,
-                             states[1], kv_width, dim, states[2], kv_width, dim);
-  infermesh_paged_attention_float32(
-      step.mixed, states[0], layer.num_heads * dim, dim, layer.keys, layer.values, step.tables,
-      step.table_stride, step.query_lens, step.context_lens, step.num_rows, step.block_size,
-      layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale, layer.softcap,
-      layer.sinks);
+  layer.write_kv(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim, states[1],
+                 kv_width, dim, states[2], kv_width, dim);
+  layer.attend(step.mixed, states[0], layer.num_heads * dim, dim, layer.keys, layer.values,
+               step.tables, step.table_stride, step.query_lens, step.context_lens, step.num_rows,
+               step.block_size, layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale,
+               layer.softcap, layer.sinks);
   multiply(layer.out, step, step.mixed, out, layer.out.num_rows);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -17,9 +18,9 @@ from services.shard.batch import pack
 from services.shard.domain import Sampling
 from services.shard.forward import ATTENTION_NAME, ForwardPass, register
 from services.shard.kernels.library import Library
-from services.shard.kernels.paged import PagedAttention, PagedRows
+from services.shard.kernels.paged import DTYPES, PagedAttention, PagedRows
 from services.shard.kv_pool import KvPool, KvShape
-from tests.unit.shard.attention_oracle import PagedCase, paged_case
+from tests.unit.shard.attention_oracle import PagedCase, oracle, paged_case
 from tests.unit.shard.rows import active_row
 
 _SEGMENT, _KEYS = 512, 64  # as in attention.cpp and attention_tile.h
@@ -61,6 +62,7 @@ def _attend(kernels: Library, case: PagedCase, **changes: Any) -> torch.Tensor:
     softcap=st.one_of(st.none(), st.floats(0.5, 50.0)),
     with_sinks=st.booleans(),
     threads=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**16),
 )
 def test_attention_equals_the_oracle_when_rows_are_mixed(
@@ -74,6 +76,7 @@ def test_attention_equals_the_oracle_when_rows_are_mixed(
     softcap: float | None,
     with_sinks: bool,
     threads: int,
+    dtype: torch.dtype,
     seed: int,
 ) -> None:
     case = paged_case(
@@ -83,36 +86,81 @@ def test_attention_equals_the_oracle_when_rows_are_mixed(
         group=group,
         head_dim=head_dim,
         seed=seed,
+        dtype=dtype,
+        query_dtype=torch.float32,
         scale=head_dim**-0.5,
         sliding_window=window,
         softcap=softcap,
         sinks=torch.linspace(-2, 2, kv_heads * group) if with_sinks else None,
     )
     torch.set_num_threads(threads)
+    got = _attend(kernels, case)
     # float32 sums of at most 1,100 weights, which together are 1, of values of order 1
-    torch.testing.assert_close(_attend(kernels, case).double(), case.wanted, rtol=2e-5, atol=1e-5)
+    torch.testing.assert_close(got.double(), case.wanted, rtol=2e-5, atol=1e-5)
+    pools = {"k_pool": case.k_pool.float(), "v_pool": case.v_pool.float()}
+    assert torch.equal(got, _attend(kernels, dataclasses.replace(case, **pools)))
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 20])
-def test_sums_are_float32_when_the_pool_is_bfloat16(kernels: Library, head_dim: int) -> None:
+def test_bfloat16_queries_get_bfloat16_results(kernels: Library) -> None:
     case = paged_case(
-        [(1, 700), (40, 90), (1, 3)],
+        [(1, 700), (40, 90)],
         block_size=16,
         kv_heads=2,
         group=7,
-        head_dim=head_dim,
+        head_dim=64,
         seed=3,
         dtype=torch.bfloat16,
-        scale=head_dim**-0.5,
+        scale=0.125,
     )
-    got = _attend(kernels, case)
-    assert got.dtype == torch.bfloat16
-    assert torch.equal(_attend(kernels, case, q=case.q.float()), got.float())
-    # Inputs are exact in both; only the output is rounded, to 8 bits.
-    torch.testing.assert_close(got.double(), case.wanted, rtol=2**-8, atol=2e-5)
+    wide = _attend(kernels, case, q=case.q.float())
+    assert wide.dtype == torch.float32
+    assert torch.equal(_attend(kernels, case), wide.bfloat16())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=25, deadline=None)
+@given(
+    context=_contexts,
+    group=st.integers(1, 7),
+    head_dim=st.sampled_from([5, 16, 40, 64, 128]),
+    softcap=st.one_of(st.none(), st.floats(0.5, 50.0)),
+    with_sinks=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_error_is_within_what_rounding_keys_and_values_can_make(
+    kernels: Library,
+    context: int,
+    group: int,
+    head_dim: int,
+    softcap: float | None,
+    with_sinks: bool,
+    seed: int,
+) -> None:
+    """Rounding changes a number by 2^-8 of it at most: a score by e = 2^-8 scale |q|·|k|, which a
+    cap makes no larger, a weight by a factor of exp(2e) for the largest e, and a value by 2^-8."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(n, heads, head_dim, generator=generator)
+        for n, heads in ((min(context, 20), 2 * group), (context, 2), (context, 2))
+    )
+    rules: dict[str, Any] = {"scale": head_dim**-0.5, "softcap": softcap}
+    rules["sinks"] = torch.linspace(-2, 2, 2 * group) if with_sinks else None
+    blocks = -(-context // 16)
+    table = torch.randperm(blocks, generator=generator)
+    positions = torch.arange(context)
+    slots = table[positions // 16] * 16 + positions % 16
+    pools = [torch.full((blocks, 16, 2, head_dim), math.nan, dtype=torch.bfloat16) for _ in "kv"]
+    attention = PagedAttention(kernels, torch.bfloat16)
+    attention.write(pools[0], pools[1], slots, k, v)
+    rows = PagedRows.of(table.numpy()[None], np.array([len(q)]), np.array([context]))
+    got = attention.attend(q, pools[0], pools[1], rows, ScoreRules(**rules), None)
+    unit = 2.0**-8
+    sizes = torch.einsum("qhd,khd->qhk", q.abs(), k.abs().repeat_interleave(group, dim=1))
+    factor = (2 * unit * rules["scale"] * sizes.amax(-1, keepdim=True).double()).exp()
+    limit = (factor * (1 + unit) - 1) * oracle(q, k, v.abs(), **rules)
+    assert bool(((got - oracle(q, k, v, **rules)).abs() <= limit + 1e-5).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 100, 700])
 def test_bits_are_the_same_in_any_batch_chunk_and_number_of_threads(
     kernels: Library, window: int | None, dtype: torch.dtype
@@ -125,6 +173,7 @@ def test_bits_are_the_same_in_any_batch_chunk_and_number_of_threads(
         head_dim=64,
         seed=11,
         dtype=dtype,
+        query_dtype=torch.float32,
         scale=0.2,
         sliding_window=window,
         softcap=None if window else 30.0,
@@ -247,9 +296,10 @@ def test_forward_pass_uses_the_kernels_where_they_take_its_pool(
     assert called == (["write", "attend"] if used else [])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_and_values_are_written_where_the_slots_say(
-    kernels: Library, dtype: torch.dtype
+    kernels: Library, dtype: torch.dtype, given: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(2)
     num_tokens, heads, head_dim = 9, 3, 20
@@ -257,11 +307,28 @@ def test_keys_and_values_are_written_where_the_slots_say(
     wanted = [pool.clone() for pool in pools]
     slots = torch.randperm(24, generator=generator)[:num_tokens]
     # As the model has them: heads first, and values as a part of a wider product.
-    key = torch.randn(heads, num_tokens, head_dim, generator=generator).to(dtype).transpose(0, 1)
-    value = torch.randn(num_tokens, heads, 2 * head_dim, generator=generator).to(dtype)
+    key = torch.randn(heads, num_tokens, head_dim, generator=generator).to(given).transpose(0, 1)
+    value = torch.randn(num_tokens, heads, 2 * head_dim, generator=generator).to(given)
     value = value[..., head_dim:]
     for pool, states in zip(wanted, (key, value), strict=True):
-        pool.flatten(0, 1)[slots] = states
+        pool.flatten(0, 1)[slots] = states.to(dtype)
     PagedAttention(kernels, dtype).write(pools[0], pools[1], slots, key, value)
     assert torch.equal(pools[0], wanted[0])
     assert torch.equal(pools[1], wanted[1])
+
+
+def test_what_is_written_is_rounded_as_torch_rounds(kernels: Library) -> None:
+    """Ties to even, a carry into the exponent, what overflows, what is too small, no number."""
+    bits = torch.arange(-(2**31), 2**31, 65_521)  # a prime: all of a float's parts vary
+    halfway = bits & ~0xFFFF | 0x8000
+    floats = torch.cat((bits, halfway)).to(torch.int32).view(torch.float32)
+    key = floats[: len(floats) // 40 * 40].view(-1, 2, 20)  # vectors and what is left of them
+    pools = [torch.zeros(len(key), 1, 2, 20, dtype=torch.bfloat16) for _ in range(2)]
+    slots = torch.arange(len(key))
+    PagedAttention(kernels, torch.bfloat16).write(pools[0], pools[1], slots, key, -key)
+    for pool, states in zip(pools, (key, -key), strict=True):
+        wanted = states.bfloat16()
+        got = pool.view(wanted.shape)
+        assert torch.equal(got.isnan(), wanted.isnan())
+        numbers = ~wanted.isnan()
+        assert torch.equal(got[numbers].view(torch.int16), wanted[numbers].view(torch.int16))

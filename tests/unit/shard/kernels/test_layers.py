@@ -1,0 +1,84 @@
+"""Whole layers over pools of either type: what they write, and what they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.shard.attention import ScoreRules
+from services.shard.kernels.layers import LayerKernel, LayerParts, Norm, Room
+from services.shard.kernels.library import Library
+from services.shard.kernels.paged import PagedRows
+from services.shard.kernels.products import Packer
+
+WIDTH, HEADS, KV_HEADS, DIM, HIDDEN = 24, 6, 2, 20, 40
+NUM_TOKENS, BLOCK = 5, 4
+Pools = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def layer(kernels: Library) -> LayerKernel:
+    draw = torch.Generator().manual_seed(1)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=draw) * columns**-0.5
+
+    def norm() -> Norm:
+        return Norm(1 + 0.1 * torch.randn(WIDTH, generator=draw), 1e-5, 0.0)
+
+    packer = Packer(kernels)
+    parts = LayerParts(
+        norms=(norm(), None, norm(), None),
+        head_norms=None,
+        norm_whole=False,
+        qkv=packer.pack([matrix(heads * DIM, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]),
+        out=packer.pack([matrix(WIDTH, HEADS * DIM)]),
+        both=packer.pack([matrix(HIDDEN, WIDTH) for _ in range(2)]),
+        down=packer.pack([matrix(WIDTH, HIDDEN)]),
+        order=(0, 1, 2),
+        head_dim=DIM,
+        neighbours=False,
+        score_rules=ScoreRules(DIM**-0.5),
+        window=None,
+        activation="silu",
+        gate_first=True,
+        multiplier=1.0,
+    )
+    return LayerKernel(kernels, parts, Room())
+
+
+def ones(dtype: torch.dtype) -> Pools:
+    """K and V of six blocks."""
+    shape = (6, BLOCK, KV_HEADS, DIM)
+    return torch.ones(shape, dtype=dtype), torch.ones(shape, dtype=dtype)
+
+
+def run(layer: LayerKernel, x: torch.Tensor, pools: Pools, slots: torch.Tensor) -> torch.Tensor:
+    """The last tokens of one sequence in blocks 2, 0, 3."""
+    angles = torch.arange(float(NUM_TOKENS))[:, None] * 10.0 ** -torch.arange(DIM / 2)
+    rows = PagedRows.of(np.array([[2, 0, 3]]), np.array([NUM_TOKENS]), np.array([11]))
+    return layer.run(x, (angles.cos(), angles.sin()), pools, rows, slots)
+
+
+def test_a_layer_writes_what_it_would_write_in_float32_rounded_once(layer: LayerKernel) -> None:
+    x = torch.randn(NUM_TOKENS, WIDTH)
+    slots = torch.tensor([1, 2, 3, 12, 13])
+    wide, narrow = ones(torch.float32), ones(torch.bfloat16)
+    for pools in (wide, narrow, wide):  # back again, too
+        run(layer, x, pools, slots)
+    for one, other in zip(wide, narrow, strict=True):
+        assert bool((one.flatten(0, 1)[slots] != 1).any(-1).all())
+        assert torch.equal(one.bfloat16(), other)
+
+
+def test_a_layer_reads_the_same_from_either_type_where_values_are_the_same(
+    layer: LayerKernel,
+) -> None:
+    x = torch.randn(NUM_TOKENS, WIDTH)
+    k, v = (torch.randn(6, BLOCK, KV_HEADS, DIM).bfloat16() for _ in "kv")
+    elsewhere = torch.arange(NUM_TOKENS) + 4 * BLOCK  # what it writes is not what it reads
+    wanted = run(layer, x, (k.float(), v.float()), elsewhere)
+    assert torch.equal(run(layer, x, (k, v), elsewhere), wanted)
+    k.flatten(0, 1)[2 * BLOCK] += 1
+    assert not torch.equal(run(layer, x, (k, v), elsewhere), wanted)
