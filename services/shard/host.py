@@ -10,6 +10,7 @@ from pathlib import Path
 _CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 _BYTES_PER_THREAD = 32 << 20
+_SPINS = "500"
 
 
 def physical_cores() -> int:
@@ -53,9 +54,11 @@ def processor_features() -> frozenset[str]:
 
 def prepare_process() -> None:
     """Settings of the C libraries beneath torch; to be called before torch is imported."""
-    # Threads that spin at OpenMP's barriers make a step 40 times slower once another process wants
-    # a core; gateway and scheduler do. Asleep they cost a few microseconds.
+    # Threads that spin at OpenMP's barriers for long make a step 40 times slower once another
+    # process wants a core; gateway and scheduler do. Some microseconds are enough for the next of
+    # the many short regions of a token: a thread that sleeps has to be woken for each.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     _keep_freed_memory()
 
 
