@@ -5,6 +5,8 @@ import sys
 from gateway.server import GatewayService
 from infermesh import lifecycle
 from infermesh.config import ConfigError, load
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 
 
 def main() -> int:
@@ -15,7 +17,11 @@ def main() -> int:
         sys.stderr.write(f"error: {exc}\n")
         return 1
     gateway = settings.gateway
-    return lifecycle.run(lambda: GatewayService(gateway), settings.telemetry, gateway.drain_grace_s)
+
+    def make() -> GatewayService:
+        return GatewayService(gateway, Security.of(settings.security, Identity.GATEWAY))
+
+    return lifecycle.run(make, settings.telemetry, gateway.drain_grace_s)
 
 
 if __name__ == "__main__":

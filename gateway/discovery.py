@@ -33,6 +33,7 @@ class Discovery:
         file: as in `gateway.replicas_file`; empty: none.
         interval_s: between two looks.
         on_change: takes all addresses; called at once with those that need no look.
+        refuse: raises ConfigError where one of these addresses is not to be connected to.
 
     Raises:
         ConfigError: an entry can't be read.
@@ -45,7 +46,9 @@ class Discovery:
         interval_s: float,
         on_change: Callable[[Sequence[str]], None],
         resolve: Resolve | None = None,
+        refuse: Callable[[Sequence[str]], None] = lambda addresses: None,
     ) -> None:
+        self._refuse = refuse
         self._interval_s = interval_s
         self._on_change = on_change
         self._resolve = resolve or resolve_name
@@ -55,6 +58,7 @@ class Discovery:
             self._static = [check(entry) for entry in entries if not entry.startswith(_DNS)]
         except ValueError as exc:
             raise ConfigError(f"gateway.replicas: {exc}") from None
+        refuse(self._static)
         self._looks: list[tuple[str, str, Look]] = [
             ("dns", f"{_DNS}{host}:{port}", lambda h=host, p=port: self._resolve(h, p))  # type: ignore[misc]  # mypy has no type for a lambda's defaults
             for host, port in names
@@ -78,7 +82,8 @@ class Discovery:
                 found = await look()
                 if not found:
                     raise ValueError("it has no address")
-            except (OSError, ValueError) as exc:
+                self._refuse(found)
+            except (OSError, ValueError, ConfigError) as exc:
                 metrics.DISCOVERY_FAILURES.labels(kind).inc()
                 if not fails:
                     _log.warning("no replicas found", extra={"source": name, "why": str(exc)})

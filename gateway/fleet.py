@@ -17,6 +17,7 @@ from gateway.routing import Policy
 from gateway.served_model import ServedModel
 from infermesh.config import ConfigError
 from infermesh.errors import Draining, MeshError, ModelLoading, ModelNotFound, ReplicaUnavailable
+from infermesh.security.certificates import Certificates
 from infermesh.telemetry import logs
 
 _log = logs.get(__name__)
@@ -60,7 +61,9 @@ class Fleet:
         threads: ThreadPoolExecutor,
         policy: Policy,
         silence_s: float,
+        certificates: Certificates | None = None,
     ) -> None:
+        self._certificates = certificates
         self._silence_s = silence_s
         self._aliases = dict(aliases)
         self._threads = threads
@@ -98,7 +101,7 @@ class Fleet:
         return None
 
     def _make(self, address: str) -> ReplicaClient:
-        client = ReplicaClient(address, self._threads, self._on_change)
+        client = ReplicaClient(address, self._threads, self._on_change, self._certificates)
         self._made.append(client)
         self._has_made.set()
         return client

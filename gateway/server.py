@@ -22,7 +22,7 @@ from gateway.routing import Policy
 from infermesh import rpc
 from infermesh.config import GatewayConfig
 from infermesh.errors import Draining
-from infermesh.loopback import check_bind
+from infermesh.security.posture import LOCAL, Security
 from infermesh.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
 _TOKENIZER_THREADS = 2
@@ -30,6 +30,7 @@ _TOKENIZER_THREADS = 2
 _LAST_WORDS_S = 1.0
 _STOP_S = 2.0
 _LAST_USAGE_S = 2.0
+_ADDRESSES = ("http_address", "admin_address", "grpc_address")
 
 
 class GatewayService:
@@ -41,19 +42,26 @@ class GatewayService:
 
     name = "gateway"
 
-    def __init__(self, config: GatewayConfig) -> None:
-        for setting in ("http_address", "admin_address", "grpc_address"):
-            check_bind(f"gateway.{setting}", getattr(config, setting))
+    def __init__(self, config: GatewayConfig, security: Security = LOCAL) -> None:
+        check_addresses(config, security)
         self._config = config
+        self._security = security
+        certificates = security.certificates
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         aliases = parse_aliases(config.model_aliases)
         policy = Policy(config.routing)
-        self.fleet = Fleet(aliases, self._threads, policy, config.replica_silence_s)
+        self.fleet = Fleet(aliases, self._threads, policy, config.replica_silence_s, certificates)
         self._discovery = Discovery(
-            config.replicas, config.replicas_file, config.discovery_interval_s, self.fleet.update
+            config.replicas,
+            config.replicas_file,
+            config.discovery_interval_s,
+            self.fleet.update,
+            refuse=lambda addresses: security.check_peers("gateway.replicas", addresses),
         )
         # the loop's own clock has steps of a millisecond
-        self.cache = CacheClient(config.cache, time.monotonic) if config.cache else None
+        self.cache = (
+            CacheClient(config.cache, time.monotonic, certificates) if config.cache else None
+        )
         self._http: list[HttpServer] = []
         self._http_tasks: list[asyncio.Task[None]] = []
         self._tasks: asyncio.TaskGroup
@@ -61,7 +69,9 @@ class GatewayService:
         self._health: rpc.HealthHandle | None = None
         self._addresses: dict[str, str] = {}
         # loop-bound, and it may refuse a setting
-        self._gate: Gate = KeyedGate(config, time.monotonic) if config.auth else OpenGate()
+        self._gate: Gate = (
+            KeyedGate(config, time.monotonic, certificates) if config.auth else OpenGate()
+        )
         self.pipeline: Pipeline
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -108,6 +118,7 @@ class GatewayService:
         self._http_tasks = [tasks.create_task(server.run()) for server in self._http]
         for server in self._http:
             await server.started()
+        self._report()
 
     async def drain(self, grace_s: float) -> None:
         """Answers under way finish, or are told that they can't. Who is connected may still ask for
@@ -150,3 +161,17 @@ class GatewayService:
     def announce(self) -> dict[str, str]:
         """Where each of its ports is."""
         return self._addresses
+
+    def _report(self) -> None:
+        listens = {f"gateway.{s}": self._addresses[s] for s in _ADDRESSES}
+        self._security.report(listens, keys="asked for" if self._config.auth else "any is accepted")
+
+
+def check_addresses(config: GatewayConfig, security: Security) -> None:
+    """Raises ConfigError where a gateway would listen or connect without protection."""
+    for setting in ("http_address", "grpc_address"):
+        address = getattr(config, setting)
+        security.check_public(f"gateway.{setting}", address, bool(config.auth))
+    security.check_admin("gateway.admin_address", config.admin_address)
+    for setting in ("auth", "cache"):
+        security.check_peers(f"gateway.{setting}", filter(None, [getattr(config, setting)]))

@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "GatewayConfig",
     "SchedulerConfig",
+    "SecurityConfig",
     "Settings",
     "ShardConfig",
     "TelemetryConfig",
@@ -275,6 +276,22 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityConfig:
+    """[security]: of every service."""
+
+    tls_folder: str = setting(
+        "",
+        "ca.crt, tls.crt, tls.key for mutual TLS between services, or a folder of these per "
+        "service, as `infermesh certs` makes it; empty: plaintext, on this machine alone",
+    )
+    allow: tuple[str, ...] = setting(
+        (),
+        "dangers that are meant: plaintext (other machines are spoken to without TLS), no-auth "
+        "(they may use the gateway without a key), admin (they reach its admin port)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole of infermesh.toml, and where each value came from."""
 
@@ -284,6 +301,7 @@ class Settings:
     shard: ShardConfig = field(default_factory=ShardConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     # "gateway.http_address" -> "default", "infermesh.toml", "env INFERMESH_…" or "flag --…"
     origins: dict[str, str] = field(default_factory=dict)
 

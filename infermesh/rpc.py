@@ -15,6 +15,10 @@ import grpc
 from infermesh import rpc_status
 from infermesh.config_fields import ConfigError
 from infermesh.errors import Internal, MeshError, SlowConsumer, as_mesh_error
+from infermesh.security.certificates import Certificates, Material, channel_credentials
+from infermesh.security.guard import Guard
+from infermesh.security.identities import Identity
+from infermesh.security.renewing_channel import RenewingChannel
 from infermesh.telemetry import logs
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -52,29 +56,38 @@ def create_server(
     max_concurrent: int | None = None,
     write_timeout_s: float | None = None,
     reuse_port: bool = False,
+    guarded: bool = False,
 ) -> grpc.aio.Server:
     """A server whose handlers may simply raise MeshError.
 
     Args:
         write_timeout_s: a stream whose client takes nothing for so long ends with SLOW_CONSUMER.
         reuse_port: others may listen at its address at the same time, if they say so as well.
+        guarded: callers are held against the allow-list; it wants certificates when it is bound.
     """
     options = (*_SERVER, ("grpc.so_reuseport", int(reuse_port)))
+    guards = [Guard()] if guarded else []
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(write_timeout_s), *interceptors],
+        interceptors=[ErrorInterceptor(write_timeout_s), *guards, *interceptors],
         options=options,
         maximum_concurrent_rpcs=max_concurrent,
     )
 
 
-def bind(server: grpc.aio.Server, address: str) -> str:
+def bind(server: grpc.aio.Server, address: str, certificates: Certificates | None = None) -> str:
     """Binds `server` and returns the bound address; a unix socket is its owner's alone (0600).
+
+    Args:
+        certificates: with them it takes mutual TLS alone.
 
     Raises:
         ConfigError: the address is in use, or can't be bound.
     """
     try:
-        port = server.add_insecure_port(address)
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.server_credentials())
     except RuntimeError:
         raise ConfigError(f"the address {address} is in use or can't be bound") from None
     if address.startswith("unix:"):
@@ -83,9 +96,29 @@ def bind(server: grpc.aio.Server, address: str) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """A channel to a peer; create it inside the event loop that uses it."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL)
+def channel(
+    address: str, to: Identity | None = None, certificates: Certificates | None = None
+) -> grpc.aio.Channel:
+    """A channel to a peer; create it inside the event loop that uses it.
+
+    Args:
+        to: who the peer must be; needed with certificates.
+        certificates: with them it speaks mutual TLS alone.
+    """
+    if certificates is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL)
+    assert to is not None, "with TLS a peer has an identity"
+    options = (*_CHANNEL, *as_server(to))
+
+    def make(material: Material) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, channel_credentials(material), options=options)
+
+    return RenewingChannel(certificates, make)
+
+
+def as_server(identity: Identity) -> tuple[tuple[str, str], ...]:
+    """Options of a channel whose peer must have this identity, whatever the address."""
+    return (("grpc.default_authority", identity.server_name),)
 
 
 def deadline_s(context: "grpc.aio.ServicerContext[Any, Any]") -> float | None:

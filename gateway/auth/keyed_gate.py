@@ -22,6 +22,8 @@ from gateway.records import RequestRecord
 from infermesh import rpc
 from infermesh.config import ConfigError, GatewayConfig
 from infermesh.errors import MeshError
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
 
 if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
@@ -41,11 +43,16 @@ class KeyedGate:
         ConfigError: there is no folder for usage.
     """
 
-    def __init__(self, config: GatewayConfig, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        clock: Callable[[], float],
+        certificates: Certificates | None = None,
+    ) -> None:
         if not config.usage_dir:
             raise ConfigError("gateway.usage_dir is empty; with gateway.auth it must be a folder")
         self._spool = Spool(Path(config.usage_dir).expanduser())
-        self._channel = rpc.channel(config.auth)
+        self._channel = rpc.channel(config.auth, Identity.AUTH, certificates)
         stub = cast("AuthServiceAsyncStub", AuthServiceStub(self._channel))
         cache = PrincipalCache(config.principal_ttl_s, config.auth_outage_s, clock)
         self._leases = LeaseKeeper(stub, config.gateway_id, clock)

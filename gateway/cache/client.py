@@ -18,6 +18,8 @@ from gateway.cache.verdict import StoredAnswer, Verdict
 from gateway.replica.client import Backoff
 from infermesh import rpc
 from infermesh.errors import MeshError, ReplicaUnavailable, as_mesh_error, from_rpc_error
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.telemetry import logs
 from infermesh.v1 import semantic_cache_admin_service_pb2 as admin_pb
 from infermesh.v1 import semantic_cache_service_pb2 as pb
@@ -82,8 +84,14 @@ class CacheClient:
         clock: monotonic seconds.
     """
 
-    def __init__(self, address: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: str,
+        clock: Callable[[], float],
+        certificates: Certificates | None = None,
+    ) -> None:
         self.address = address
+        self._certificates = certificates
         # the last description: answers found before a restart have the same keys after it
         self.embedder: Embedder | None = None
         self._clock = clock
@@ -178,7 +186,7 @@ class CacheClient:
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
         backoff = Backoff()
-        async with rpc.channel(self.address) as channel:
+        async with rpc.channel(self.address, Identity.CACHE, self._certificates) as channel:
             stub = cast("SemanticCacheServiceAsyncStub", SemanticCacheServiceStub(channel))
             self._admin = cast(
                 "SemanticCacheAdminServiceAsyncStub", SemanticCacheAdminServiceStub(channel)

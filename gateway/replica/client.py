@@ -27,6 +27,8 @@ from gateway.served_model import ServedModel
 from infermesh import rpc
 from infermesh.block_hash import ShortHash
 from infermesh.errors import MeshError, ReplicaUnavailable, as_mesh_error
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.stall import Silence
 from infermesh.telemetry import logs
 from infermesh.v1 import scheduler_service_pb2 as pb
@@ -77,9 +79,14 @@ class ReplicaClient:
     """
 
     def __init__(
-        self, address: str, threads: ThreadPoolExecutor, on_change: Callable[[], None]
+        self,
+        address: str,
+        threads: ThreadPoolExecutor,
+        on_change: Callable[[], None],
+        certificates: Certificates | None = None,
     ) -> None:
         self.address = address
+        self._certificates = certificates
         self.view = ReplicaView(replica_id=ReplicaId(address))
         self.model: ServedModel | None = None
         self.error: MeshError | None = None
@@ -185,7 +192,7 @@ class ReplicaClient:
 
     async def run(self) -> None:
         """Watches and reconnects until cancelled."""
-        async with rpc.channel(self.address) as channel:
+        async with rpc.channel(self.address, Identity.SCHEDULER, self._certificates) as channel:
             stub = cast("SchedulerServiceAsyncStub", SchedulerServiceStub(channel))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_watching(stub))

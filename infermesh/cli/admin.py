@@ -4,13 +4,18 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
 
+from infermesh.config import SecurityConfig, load
 from infermesh.errors import AuthUnavailable, InvalidRequest, Unavailable, from_rpc_error
 from infermesh.mesh.state import StateFolder
+from infermesh.rpc import as_server
+from infermesh.security.certificates import channel_credentials
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 from infermesh.v1.auth_admin_service_pb2_grpc import AuthAdminServiceStub
 
 CALL_S = 15.0
@@ -18,7 +23,8 @@ _SPAN = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Address = Annotated[
-    str | None, typer.Option("--admin", help="unix:/path; default: the mesh of this machine.")
+    str | None,
+    typer.Option("--admin", help="unix:/path, host:port; default: this machine's mesh."),
 ]
 
 
@@ -29,9 +35,10 @@ def auth_admin(address: str | None) -> Iterator[AuthAdminServiceStub]:
     Raises:
         MeshError: no mesh runs here, or the call failed.
     """
-    target = address or _of_this_machine()
+    mesh = {} if address else _of_this_machine()
+    target = address or str(mesh["auth_admin"])
     try:
-        with grpc.insecure_channel(target) as channel:
+        with _channel(target, mesh.get("tls_folder") or load().security.tls_folder) as channel:
             yield AuthAdminServiceStub(channel)
     except grpc.RpcError as exc:
         error = from_rpc_error(exc)
@@ -57,8 +64,19 @@ def moment(unix_s: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s))
 
 
-def _of_this_machine() -> str:
+def _channel(target: str, tls_folder: str) -> grpc.Channel:
+    """In plaintext to what is of this machine alone. Raises ConfigError."""
+    security = Security.of(SecurityConfig(tls_folder=tls_folder), Identity.OPERATOR)
+    security.check_peers("--admin", [target])
+    if security.certificates is None:
+        return grpc.insecure_channel(target)
+    credentials = channel_credentials(security.certificates.current())
+    return grpc.secure_channel(target, credentials, options=as_server(Identity.AUTH))
+
+
+def _of_this_machine() -> dict[str, Any]:
+    mesh: dict[str, Any]
     for mesh in reversed(StateFolder.of_user().running()):
         if mesh.get("auth_admin"):
-            return str(mesh["auth_admin"])
+            return mesh
     raise AuthUnavailable("no mesh with an auth service runs here; `infermesh up` starts one")

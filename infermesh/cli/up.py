@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from infermesh import sockets
+from infermesh.cli import certs
 from infermesh.cli.display import LoadingDisplay, show_endpoints
 from infermesh.cli.sse import stream_chat
 from infermesh.config import ConfigError, GatewayConfig, Settings, load
@@ -24,6 +26,8 @@ from infermesh.mesh.models import ROOT, ModelChoice, check_aliases, choose_model
 from infermesh.mesh.plan import plan_mesh
 from infermesh.mesh.state import StateFolder
 from infermesh.mesh.supervisor import Endpoints, Supervisor
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 
 EXAMPLE = "What is the capital of France?"
 # Measured with benchmarks.deterministic_cost on the demo model; a test holds it to that result.
@@ -32,6 +36,7 @@ DETERMINISTIC_COST = (
 )
 MIN_FREE_BYTES = 64 << 20
 KEPT_LOGS = 5
+_ADDRESSES = ("http_address", "admin_address", "grpc_address")
 
 
 def up(
@@ -61,7 +66,7 @@ def up(
     target_itl_ms: Annotated[
         float | None, typer.Option(help="Prompts may not make tokens come slower than this.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Of all three ports; loopback only.")] = None,
+    host: Annotated[str | None, typer.Option(help="Of all three ports; else 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP; 0: any. Default 8000.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="0: any. Default 8001.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0: any. Default 8002.")] = None,
@@ -76,6 +81,9 @@ def up(
     ] = None,
     ask: Annotated[str | None, typer.Option(help="Ask this once it serves.")] = None,
     auth: Annotated[bool, typer.Option(help="Ask for API keys; without, any is accepted.")] = True,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Mutual TLS between services, with certificates it makes.")
+    ] = False,
 ) -> None:
     """Run the services of a mesh as supervised processes, and serve until Ctrl-C."""
     if not (ROOT / "services" / "shard").is_dir():
@@ -91,6 +99,7 @@ def up(
         "shard.engine": engine,
         "shard.deterministic": None if deterministic is None else str(deterministic).lower(),
         "gateway.model_aliases": ",".join(alias) if alias else None,
+        "security.tls_folder": _own_certificates() if tls else None,
     }
     argv = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     argv += [*(f"--{item}" for item in settings or []), *(["--config", config] if config else [])]
@@ -114,11 +123,24 @@ def _run(
     with _folders(state) as (run_dir, log_dir):
         kept = (state if auth else None, state.cache_dir if cache else None)
         plan = plan_mesh(settings, models, replicas, run_dir, log_dir, *kept)
+        security = Security.of(settings.security, Identity.OPERATOR)
         _refuse_busy_ports(settings)
         if settings.shard.deterministic:
             Console().print(f"[dim]{DETERMINISTIC_COST}[/]", highlight=False)
-        supervisor = Supervisor(plan, state, ready_file, settings.gateway.drain_grace_s)
-        return asyncio.run(_serve(supervisor, ask, log_dir))
+        grace_s, certificates = settings.gateway.drain_grace_s, security.certificates
+        supervisor = Supervisor(plan, state, ready_file, grace_s, certificates)
+        listens = [getattr(settings.gateway, name) for name in _ADDRESSES]
+        posture = security.sentence(listens, auth)
+        return asyncio.run(_serve(supervisor, ask, log_dir, posture))
+
+
+def _own_certificates() -> str:
+    """The folder of this user's certificates, made or made anew where it is time."""
+    from infermesh.security import authority  # its library is not in the wheel's own requirements
+
+    folder = StateFolder.of_user().tls_dir
+    authority.ensure(folder, timedelta(days=certs.DAYS), datetime.now(UTC))
+    return str(folder)
 
 
 def _models(
@@ -134,7 +156,7 @@ def _models(
     return chosen
 
 
-async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
+async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path, posture: str) -> int:
     console = Console()
     stop = _StopRequests(supervisor)
     began = time.monotonic()
@@ -143,7 +165,7 @@ async def _serve(supervisor: Supervisor, ask: str | None, log_dir: Path) -> int:
             async with supervisor.running(display.update) as endpoints:
                 display.close()
                 stop.drains = True
-                await _serve_until(stop, supervisor, console, endpoints, ask, began)
+                await _serve_until(stop, supervisor, console, endpoints, ask, posture, began)
                 console.print("\n[dim]draining; Ctrl-C again stops at once[/]")
     except asyncio.CancelledError:
         if not stop.requested.is_set():
@@ -187,12 +209,14 @@ async def _serve_until(
     console: Console,
     endpoints: Endpoints,
     ask: str | None,
+    posture: str,
     began: float,
 ) -> None:
     if ask is not None:
         console.print(f"[bold]> {escape(ask)}[/]", highlight=False)
         await asyncio.to_thread(_ask, console, endpoints, ask)
     show_endpoints(console, endpoints, ask or EXAMPLE)
+    console.print(f"[dim]security: {escape(posture)}[/]", highlight=False)
     console.print(f"[dim]up in {time.monotonic() - began:.1f} s[/]")
     async with asyncio.TaskGroup() as tasks:
         rolling = tasks.create_task(_keep_rolling(stop.roll_requested, supervisor, console))
@@ -241,7 +265,7 @@ def _address_flags(
 
 def _refuse_busy_ports(settings: Settings) -> None:
     """Before anything is started; the gateway itself would say it seconds later."""
-    for name in ("http_address", "admin_address", "grpc_address"):
+    for name in _ADDRESSES:
         address = getattr(settings.gateway, name)
         if address.startswith("unix:"):
             continue

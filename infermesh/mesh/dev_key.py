@@ -8,6 +8,8 @@ from infermesh import rpc
 from infermesh.errors import AlreadyExists, InvalidApiKey, from_rpc_error
 from infermesh.mesh.plan import AuthPlan
 from infermesh.mesh.state import StateFolder
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1.auth_admin_service_pb2_grpc import AuthAdminServiceStub
@@ -17,7 +19,9 @@ TENANT = "local"
 _CALL_S = 10.0
 
 
-async def obtain(plan: AuthPlan, state: StateFolder) -> str:
+async def obtain(
+    plan: AuthPlan, state: StateFolder, certificates: Certificates | None = None
+) -> str:
     """The key's text.
 
     Raises:
@@ -25,11 +29,11 @@ async def obtain(plan: AuthPlan, state: StateFolder) -> str:
         OSError: the key can't be kept.
     """
     try:
-        async with rpc.channel(plan.address) as channel:
+        async with rpc.channel(plan.address, Identity.AUTH, certificates) as channel:
             kept = state.read_key()
             if kept is not None and await _is_good(AuthServiceStub(channel), kept):
                 return kept
-        async with rpc.channel(plan.admin_address) as channel:
+        async with rpc.channel(plan.admin_address, Identity.AUTH, certificates) as channel:
             made = await _make(AuthAdminServiceStub(channel))
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None

@@ -11,12 +11,15 @@ from infermesh.config import (
     CacheConfig,
     GatewayConfig,
     SchedulerConfig,
+    SecurityConfig,
     Settings,
     ShardConfig,
+    TelemetryConfig,
 )
 from infermesh.config_fields import sections
 from infermesh.mesh.models import ModelChoice
 from infermesh.mesh.state import StateFolder
+from infermesh.security.identities import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class ProcessSpec:
     environment: tuple[tuple[str, str], ...] = ()
     # restarted where its health service does not answer any more
     probed: bool = False
+
+    @property
+    def identity(self) -> Identity:
+        """Whom its certificate names."""
+        return Identity(self.module.rpartition(".")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,7 @@ def _spec(name: str, module: str, settings: Settings, run_dir: Path, log_dir: Pa
         supervisor_pid=os.getpid(),
     )
     whole = dataclasses.replace(settings, telemetry=telemetry)
-    wanted = (_SECTION_OF[module], type(telemetry))
+    wanted = (_SECTION_OF[module], TelemetryConfig, SecurityConfig)
     arguments = [
         argument
         for section, cls in sections(Settings).items()

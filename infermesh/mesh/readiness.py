@@ -9,6 +9,8 @@ import httpx
 
 from infermesh import rpc
 from infermesh.errors import from_detail, from_rpc_error
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.v1 import scheduler_service_pb2 as pb
 from infermesh.v1 import scheduler_service_pb2_grpc as pb_grpc
 
@@ -17,13 +19,15 @@ RETRY_S = 0.05
 Progress = Callable[[str, float, str], None]
 
 
-async def wait_replica(address: str, on_progress: Progress) -> None:
+async def wait_replica(
+    address: str, on_progress: Progress, certificates: Certificates | None = None
+) -> None:
     """Returns once the replica serves.
 
     Raises:
         MeshError: its model can't be served; the message says why.
     """
-    async with rpc.channel(address) as channel:
+    async with rpc.channel(address, Identity.SCHEDULER, certificates) as channel:
         stub = pb_grpc.SchedulerServiceStub(channel)
         while True:
             try:

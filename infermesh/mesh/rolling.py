@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from infermesh.errors import Internal
 from infermesh.mesh.process import ManagedProcess
 from infermesh.mesh.readiness import wait_replica, wait_routable
+from infermesh.security.certificates import Certificates
 
 # What was done so far, for a person.
 Report = Callable[[str], None]
@@ -23,6 +24,7 @@ async def roll(
     admin_url: str,
     grace_s: float,
     report: Report,
+    certificates: Certificates | None = None,
 ) -> None:
     """Replaces all processes but the gateway.
 
@@ -48,7 +50,7 @@ async def roll(
             await _renewed(process)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await wait_replica(address, lambda *_: None)
+                await wait_replica(address, lambda *_: None, certificates)
                 await wait_routable(admin_url, address)
         except TimeoutError:
             raise Internal(f"replica {number} does not serve again: {shard.last_words()}") from None

@@ -41,6 +41,11 @@ class StateFolder:
         return self.root / "cache"
 
     @property
+    def tls_dir(self) -> Path:
+        """The certificates that `up --tls` makes."""
+        return self.root / "tls"
+
+    @property
     def key_file(self) -> Path:
         """The key that `up` makes once."""
         return self.root / "dev-key"

@@ -27,6 +27,7 @@ from infermesh.mesh.readiness import Progress, wait_gateway, wait_replica
 from infermesh.mesh.rolling import Report, roll
 from infermesh.mesh.state import PRIVATE, StateFolder
 from infermesh.mesh.watchdog import watch
+from infermesh.security.certificates import Certificates
 
 ANY_KEY = "local"  # without an auth service every key is accepted
 STOP_MARGIN_S = 5.0
@@ -54,11 +55,18 @@ class Supervisor:
         state: where the key of this machine is kept; endpoints and pids go there, too.
         ready_file: where else to write those once the mesh can answer.
         grace_s: time for each process to drain.
+        certificates: with which it speaks to them; None: in plaintext.
     """
 
     def __init__(
-        self, plan: MeshPlan, state: StateFolder, ready_file: Path | None, grace_s: float
+        self,
+        plan: MeshPlan,
+        state: StateFolder,
+        ready_file: Path | None,
+        grace_s: float,
+        certificates: Certificates | None = None,
     ) -> None:
+        self._certificates = certificates
         self._plan = plan
         self._state = state
         self._ready_files = [state.run_file, *([ready_file] if ready_file is not None else [])]
@@ -99,7 +107,11 @@ class Supervisor:
                     await process.start()
                 keepers = [tasks.create_task(p.keep_running()) for p in self._all]
                 keepers += [tasks.create_task(self._list_once_announced(p)) for p in self._late]
-                keepers += [tasks.create_task(watch(p)) for p in self._all if p.spec.probed]
+                keepers += [
+                    tasks.create_task(watch(p, self._certificates))
+                    for p in self._all
+                    if p.spec.probed
+                ]
                 try:
                     yield self._endpoints
                 finally:
@@ -134,7 +146,8 @@ class Supervisor:
         grace_s = self._grace_s + STOP_MARGIN_S
         processes = {process.spec.name: process for process in self._all}
         addresses = self._plan.scheduler_addresses
-        await roll(processes, addresses, self._endpoints.admin_url, grace_s, report)
+        admin_url, certificates = self._endpoints.admin_url, self._certificates
+        await roll(processes, addresses, admin_url, grace_s, report, certificates)
         if self._plan.auth is not None:  # both live for a while, and each has its own leases
             name = f"{self._plan.gateway_config.gateway_id}.{self._num_rolls + 1}"
             self._gateway.pin("gateway.gateway_id", name)
@@ -178,10 +191,11 @@ class Supervisor:
             for process in self._early:
                 tasks.create_task(process.wait_announced())
             for address in self._plan.scheduler_addresses:
-                tasks.create_task(wait_replica(address, on_progress))
+                tasks.create_task(wait_replica(address, on_progress, self._certificates))
         url = f"http://{facts['http_address']}"
-        auth = self._plan.auth
-        api_key = ANY_KEY if auth is None else await dev_key.obtain(auth, self._state)
+        auth, api_key = self._plan.auth, ANY_KEY
+        if auth is not None:
+            api_key = await dev_key.obtain(auth, self._state, self._certificates)
         models = await wait_gateway(url, api_key, self._plan.model_names)
         return Endpoints(
             url=url,
@@ -213,6 +227,7 @@ class Supervisor:
             "grpc": self._endpoints.grpc,
             "api_key": self._endpoints.api_key,
             "auth_admin": self._plan.auth.admin_address if self._plan.auth else None,
+            "tls_folder": str(self._certificates.folder) if self._certificates else "",
             "models": list(self._endpoints.models),
             "services": [process.facts for process in self._all if process.facts],
         }

@@ -11,6 +11,7 @@ import grpc
 
 from infermesh import rpc
 from infermesh.mesh.process import ManagedProcess
+from infermesh.security.certificates import Certificates
 from infermesh.stall import Silence
 from infermesh.telemetry import logs
 
@@ -23,13 +24,17 @@ _CHECK = "/grpc.health.v1.Health/Check"
 _log = logs.get(__name__)
 
 
-async def watch(process: ManagedProcess) -> None:
+async def watch(process: ManagedProcess, certificates: Certificates | None = None) -> None:
     """Probes one process until cancelled."""
     silence = Silence(time.monotonic, 2 * (PROBE_EVERY_S + PROBE_TIMEOUT_S))
     while True:
         await asyncio.sleep(PROBE_EVERY_S)
         pid = process.serving_pid
-        if pid is None or await _answers(process.facts["address"]):
+        if pid is None:
+            silence.heard()
+            continue
+        address, identity = process.facts["address"], process.spec.identity
+        if await _answers(rpc.channel(address, identity, certificates)):
             silence.heard()
         elif silence.look() > WEDGED_AFTER_S and process.serving_pid == pid:
             _log.error("a process is wedged", extra={"wedged": process.spec.name, "pid": pid})
@@ -37,9 +42,9 @@ async def watch(process: ManagedProcess) -> None:
             silence.heard()
 
 
-async def _answers(address: str) -> bool:
+async def _answers(connection: grpc.aio.Channel) -> bool:
     """Anything but silence is an answer."""
-    async with rpc.channel(address) as channel:
+    async with connection as channel:
         try:
             # a stopped process takes connections, and never greets: that is silence, too
             await channel.unary_unary(_CHECK)(b"", timeout=PROBE_TIMEOUT_S, wait_for_ready=True)

@@ -3,6 +3,8 @@
 import sys
 
 from infermesh import config, lifecycle
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 from services.auth.service import AuthProcess
 
 
@@ -14,7 +16,11 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     auth = settings.auth
-    return lifecycle.run(lambda: AuthProcess(auth), settings.telemetry, auth.drain_grace_s)
+
+    def make() -> AuthProcess:
+        return AuthProcess(auth, security=Security.of(settings.security, Identity.AUTH))
+
+    return lifecycle.run(make, settings.telemetry, auth.drain_grace_s)
 
 
 if __name__ == "__main__":

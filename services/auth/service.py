@@ -10,7 +10,7 @@ import grpc
 
 from infermesh import rpc
 from infermesh.config import AuthConfig, ConfigError
-from infermesh.loopback import check_bind
+from infermesh.security.posture import LOCAL, Security
 from infermesh.v1 import (
     auth_admin_service_pb2,
     auth_admin_service_pb2_grpc,
@@ -46,14 +46,21 @@ class AuthProcess:
 
     name = "auth"
 
-    def __init__(self, config: AuthConfig, clock: Callable[[], float] = time.time) -> None:
-        check_bind("auth.address", config.address)
-        if config.admin_address and not config.admin_address.startswith("unix:"):
+    def __init__(
+        self,
+        config: AuthConfig,
+        clock: Callable[[], float] = time.time,
+        security: Security = LOCAL,
+    ) -> None:
+        security.check_service("auth.address", config.address)
+        is_socket = not config.admin_address or config.admin_address.startswith("unix:")
+        if security.certificates is None and not is_socket:
             raise ConfigError(
                 f"auth.admin_address is {config.admin_address}; it must be unix:/path, whose file "
-                "permissions say who may create keys"
+                "permissions say who may create keys, unless security.tls_folder is set"
             )
         self._config = config
+        self._security = security
         self._clock = clock
         self._tokens = Tokens(config, clock) if config.jwt_keys_file else None
         self._database = Database(config.database_url)
@@ -76,16 +83,19 @@ class AuthProcess:
         tenants = Tenants(self._database, clock, feed.notify)
         leases = Leases(self._database, config.lease_s, config.max_request_s, clock)
         ledger = Ledger(self._database)
-        server = rpc.create_server()
+        guarded = self._security.certificates is not None
+        server = rpc.create_server(guarded=guarded)
         servicer = AuthServicer(keys, leases, ledger, feed)
         auth_service_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
         await self._serve("address", server, config.address, _NAME)
         if config.admin_address:
-            server = rpc.create_server()
+            server = rpc.create_server(guarded=guarded)
             admin = AuthAdminServicer(tenants, keys, ledger)
             auth_admin_service_pb2_grpc.add_AuthAdminServiceServicer_to_server(admin, server)
             await self._serve("admin_address", server, config.admin_address, _ADMIN_NAME)
         self._feeding = tasks.create_task(feed.run())
+        listens = {f"auth.{setting}": address for setting, address in self._addresses.items()}
+        self._security.report(listens)
 
     async def drain(self, grace_s: float) -> None:
         """Calls under way finish; streams of gateways never end by themselves."""
@@ -111,6 +121,6 @@ class AuthProcess:
         self._servers.append(server)
         health = rpc.add_standard_services(server, [name])
         self._health.append(health)
-        self._addresses[setting] = rpc.bind(server, address)
+        self._addresses[setting] = rpc.bind(server, address, self._security.certificates)
         await server.start()
         await health.set_serving(True)

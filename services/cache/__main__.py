@@ -3,6 +3,8 @@
 import sys
 
 from infermesh import config, lifecycle
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 from services.cache.service import CacheService
 
 
@@ -14,7 +16,11 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     cache = settings.cache
-    return lifecycle.run(lambda: CacheService(cache), settings.telemetry, cache.drain_grace_s)
+
+    def make() -> CacheService:
+        return CacheService(cache, Security.of(settings.security, Identity.CACHE))
+
+    return lifecycle.run(make, settings.telemetry, cache.drain_grace_s)
 
 
 if __name__ == "__main__":

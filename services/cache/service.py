@@ -10,6 +10,7 @@ from pathlib import Path
 from infermesh import rpc
 from infermesh.config import CacheConfig
 from infermesh.errors import ModelLoadFailed
+from infermesh.security.posture import LOCAL, Security
 from infermesh.v1 import semantic_cache_admin_service_pb2_grpc as admin_grpc
 from infermesh.v1 import semantic_cache_service_pb2_grpc as pb_grpc
 from services.cache import admin, recovery, server
@@ -38,17 +39,20 @@ class CacheService:
     def __init__(
         self,
         config: CacheConfig,
+        security: Security = LOCAL,
         *,
         load_embedder: Callable[[], Embedder] | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
+        security.check_service("cache.address", config.address)
         self._config = config
+        self._security = security
         self._now_s = now_s
         self._thread: EmbeddingThread | None = None
         if config.embedder != NO_EMBEDDER:
             self._thread = _embedding_thread(config, load_embedder or self._load_embedder)
         self._journal: Journal | None = None
-        self._server = rpc.create_server()
+        self._server = rpc.create_server(guarded=security.certificates is not None)
         self._servicer: CacheServicer | None = None
         self._health: rpc.HealthHandle | None = None
         self.address = config.address
@@ -70,12 +74,13 @@ class CacheService:
         )
         names = (server.SERVICE_NAME, admin.SERVICE_NAME)
         self._health = rpc.add_standard_services(self._server, names)
-        self.address = rpc.bind(self._server, config.address)
+        self.address = rpc.bind(self._server, config.address, self._security.certificates)
         await self._server.start()
         tasks.create_task(keeper.index_entries())
         tasks.create_task(keeper.take_entries_apart())
         tasks.create_task(keeper.keep_house())
         await self._health.set_serving(True)
+        self._security.report({"cache.address": self.address})
 
     async def drain(self, grace_s: float) -> None:
         """Ends the streams: a gateway takes an unanswered lookup for a miss."""

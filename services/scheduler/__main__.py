@@ -3,6 +3,8 @@
 import sys
 
 from infermesh import config, lifecycle
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 from services.scheduler.service import SchedulerProcess
 
 
@@ -14,9 +16,11 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     scheduler = settings.scheduler
-    return lifecycle.run(
-        lambda: SchedulerProcess(scheduler), settings.telemetry, scheduler.drain_grace_s
-    )
+
+    def make() -> SchedulerProcess:
+        return SchedulerProcess(scheduler, Security.of(settings.security, Identity.SCHEDULER))
+
+    return lifecycle.run(make, settings.telemetry, scheduler.drain_grace_s)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 
 from infermesh import rpc
 from infermesh.config import SchedulerConfig
+from infermesh.security.posture import LOCAL, Security
 from infermesh.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from services.scheduler.replica import Replica, State
 from services.scheduler.server import SchedulerServicer
@@ -20,11 +21,15 @@ class SchedulerProcess:
 
     name = "scheduler"
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, security: Security = LOCAL) -> None:
+        security.check_service("scheduler.address", config.address)
+        security.check_peers("scheduler.shard", [config.shard])
         self._config = config
+        self._security = security
+        certificates = security.certificates
         self._replica = Replica(config)
-        self._link = ShardLink(config.shard, config)
-        self._server = rpc.create_server()
+        self._link = ShardLink(config.shard, config, certificates)
+        self._server = rpc.create_server(guarded=certificates is not None)
         self._address = ""
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -33,8 +38,9 @@ class SchedulerProcess:
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, self._server)
         health = rpc.add_standard_services(self._server, [_NAME])
         await health.set_serving(False)
-        self._address = rpc.bind(self._server, self._config.address)
+        self._address = rpc.bind(self._server, self._config.address, self._security.certificates)
         await self._server.start()
+        self._security.report({"scheduler.address": self._address})
         tasks.create_task(ShardLoop(self._replica, self._link).run())
         tasks.create_task(self._replica.watch_deadlines())
         tasks.create_task(self._replica.watch_recovery())

@@ -17,6 +17,8 @@ import grpc
 from infermesh import rpc
 from infermesh.config import SchedulerConfig
 from infermesh.errors import ProtocolViolation, ReplicaUnavailable, from_rpc_error
+from infermesh.security.certificates import Certificates
+from infermesh.security.identities import Identity
 from infermesh.v1 import model_pb2, shard_service_pb2, shard_service_pb2_grpc
 from services.scheduler.ledger import Capacity
 
@@ -79,8 +81,10 @@ class StepStream:
 class ShardLink:
     """Create it inside the event loop that uses it."""
 
-    def __init__(self, address: str, config: SchedulerConfig) -> None:
-        self._channel = rpc.channel(address)
+    def __init__(
+        self, address: str, config: SchedulerConfig, certificates: Certificates | None = None
+    ) -> None:
+        self._channel = rpc.channel(address, Identity.SHARD, certificates)
         self._stub: Any = shard_service_pb2_grpc.ShardServiceStub(self._channel)
         self._config = config
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from infermesh import config, lifecycle
+from infermesh.security.identities import Identity
+from infermesh.security.posture import Security
 from services.shard import host
 from services.shard.service import ShardService
 
@@ -17,9 +19,12 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     host.prepare_process()
-    return lifecycle.run(
-        lambda: ShardService(settings.shard), settings.telemetry, settings.shard.drain_grace_s
-    )
+    shard = settings.shard
+
+    def make() -> ShardService:
+        return ShardService(shard, Security.of(settings.security, Identity.SHARD))
+
+    return lifecycle.run(make, settings.telemetry, shard.drain_grace_s)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import grpc
 
 from infermesh import rpc
 from infermesh.config import ShardConfig
+from infermesh.security.posture import LOCAL, Security
 from infermesh.v1 import shard_service_pb2_grpc as pb_grpc
 from services.shard.domain import LoadSpec
 from services.shard.pulse import Pulse
@@ -29,8 +30,10 @@ class ShardService:
 
     name = "shard"
 
-    def __init__(self, config: ShardConfig) -> None:
+    def __init__(self, config: ShardConfig, security: Security = LOCAL) -> None:
+        security.check_service("shard.address", config.address)
         self._config = config
+        self._security = security
         self._worker = Worker()
         self._residency = Residency(self._worker, self._load)
         self._streams = StepStreams(self._worker, self._residency)
@@ -45,14 +48,16 @@ class ShardService:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serves at once; the model comes with the first Load."""
         self._worker.start()
-        self._server = server = rpc.create_server()
+        certificates = self._security.certificates
+        self._server = server = rpc.create_server(guarded=certificates is not None)
         device = "simulated" if self._config.engine == "simulated" else self._config.device
         servicer = ShardServicer(self._residency, self._streams, device, tasks)
         pb_grpc.add_ShardServiceServicer_to_server(servicer, server)
         self._health = rpc.add_standard_services(server, (SERVICE_NAME,))
-        self.address = rpc.bind(server, self._config.address)
+        self.address = rpc.bind(server, self._config.address, certificates)
         await server.start()
         await self._health.set_serving(True)
+        self._security.report({"shard.address": self.address})
         self._background = [
             tasks.create_task(self._pulse.watch(self._pulse_changed.set)),
             tasks.create_task(self._report_health(self._health)),
