@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -131,7 +132,10 @@ def _run(
         supervisor = Supervisor(plan, state, ready_file, grace_s, certificates)
         listens = [getattr(settings.gateway, name) for name in _ADDRESSES]
         posture = security.sentence(listens, auth)
-        return asyncio.run(_serve(supervisor, ask, log_dir, posture))
+        try:
+            return asyncio.run(_serve(supervisor, ask, log_dir, posture))
+        finally:
+            gc.collect()  # as in `lifecycle.run`
 
 
 def _own_certificates() -> str:

@@ -87,6 +87,7 @@ async def test_stream_goes_on_where_it_began_and_its_channel_ends_with_it(
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK
+        del stream
         assert [one() is not None for one in made] == [False, True]
 
 
