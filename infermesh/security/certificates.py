@@ -25,6 +25,8 @@ CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
 KEY_FILE = "tls.key"
 
+# Of each file: inode, time, size.
+_Signature = list[tuple[int, int, int]]
 _log = logs.get(__name__)
 _EXPIRES = metrics.gauge(
     "tls_certificate_expires_timestamp_seconds", "When this process's certificate expires."
@@ -60,6 +62,7 @@ class Certificates:
         self.identity = identity
         self._lock = threading.Lock()
         self._seen = _signature(self.folder)
+        self._unusable: _Signature | None = None
         self._material = _read(self.folder, identity)
 
     def current(self) -> Material:
@@ -68,16 +71,16 @@ class Certificates:
         Files that can't be used, because somebody is just writing them, change nothing.
         """
         with self._lock:
+            seen = None
             try:
                 seen = _signature(self.folder)
-                if seen == self._seen:
-                    return self._material
-                self._material = _read(self.folder, self.identity)
-                self._seen = seen
+                if seen not in (self._seen, self._unusable):
+                    self._material, self._seen = _read(self.folder, self.identity), seen
+                    _log.info("certificates read", extra={"folder": str(self.folder)})
             except ConfigError as exc:
-                _log.warning("certificates not read", extra={"why": str(exc)})
-            else:
-                _log.info("certificates read", extra={"folder": str(self.folder)})
+                if seen is None or seen != self._unusable:
+                    _log.warning("certificates not read", extra={"why": str(exc)})
+                self._unusable = seen
             return self._material
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -110,7 +113,7 @@ def _paths(folder: Path) -> Sequence[Path]:
     return [folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE)]
 
 
-def _signature(folder: Path) -> list[tuple[int, int, int]]:
+def _signature(folder: Path) -> _Signature:
     """Raises ConfigError where a file is not there."""
     try:
         facts = [path.stat() for path in _paths(folder)]

@@ -104,7 +104,8 @@ class Security:
         tls = "mutual TLS" if self.certificates else "plaintext on private sockets"
         reached = [address for address in addresses if not is_local(address)]
         where = f"other machines reach {', '.join(reached)}" if reached else "this machine alone"
-        return f"{keys} · {tls} between services · {where}"
+        dangers = f" · allowed: {', '.join(sorted(self.allow))}" if self.allow else ""
+        return f"{keys} · {tls} between services · {where}{dangers}"
 
 
 LOCAL = Security()

@@ -92,6 +92,26 @@ async def test_every_address_of_a_name_is_a_replica_and_changes_are_followed() -
         await told.until("a:1", "10.0.0.2:8010", "10.0.0.3:8010")
 
 
+async def test_addresses_that_are_not_to_be_connected_to_are_not_told_of() -> None:
+    told, names = Told(), Names("10.0.0.1")
+
+    def refuse(addresses: Sequence[str]) -> None:
+        if any(not address.startswith("127.") for address in addresses):
+            raise ConfigError("in the clear")
+
+    entries = ("127.0.0.1:1", "dns:replicas.svc:8010")
+    discovery = Discovery(entries, "", INTERVAL_S, told, names, refuse)
+    task = asyncio.ensure_future(discovery.run())
+    await names.asked_again()
+    assert told.addresses == [("127.0.0.1:1",)]
+    names.found = ("127.0.0.2",)
+    await told.until("127.0.0.1:1", "127.0.0.2:8010")
+    task.cancel()
+    await asyncio.wait([task])
+    with pytest.raises(ConfigError, match="in the clear"):
+        Discovery(("10.0.0.1:1",), "", INTERVAL_S, told, names, refuse)
+
+
 @pytest.mark.parametrize("answer", [OSError("no name server"), ()], ids=["fails", "is empty"])
 async def test_last_known_replicas_stay_when_the_answer(answer: OSError | tuple[()]) -> None:
     told, names = Told(), Names("10.0.0.1")

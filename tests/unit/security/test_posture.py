@@ -66,3 +66,10 @@ def test_unknown_danger_is_refused() -> None:
 def test_dangers_come_from_the_settings() -> None:
     settings = load(["--security.allow=admin,plaintext"], {})
     assert Security.of(settings.security, Identity.GATEWAY).allow == {"admin", "plaintext"}
+
+
+def test_sentence_names_who_reaches_the_mesh_and_what_was_allowed() -> None:
+    said = allowing("no-auth", "plaintext").sentence([PUBLIC, "127.0.0.1:8001"], False)
+    assert "takes any API key" in said
+    assert f"other machines reach {PUBLIC} · allowed: no-auth, plaintext" in said
+    assert "this machine alone" in allowing().sentence(["127.0.0.1:8000"], True)
