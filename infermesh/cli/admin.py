@@ -38,7 +38,8 @@ def auth_admin(address: str | None) -> Iterator[AuthAdminServiceStub]:
     mesh = {} if address else _of_this_machine()
     target = address or str(mesh["auth_admin"])
     try:
-        with _channel(target, mesh.get("tls_folder") or load().security.tls_folder) as channel:
+        tls_folder = mesh["tls_folder"] if mesh else load().security.tls_folder
+        with _channel(target, tls_folder) as channel:
             yield AuthAdminServiceStub(channel)
     except grpc.RpcError as exc:
         error = from_rpc_error(exc)

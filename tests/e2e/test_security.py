@@ -5,11 +5,18 @@ under load.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from infermesh.errors import MeshError, PermissionDenied, Unavailable, from_rpc_error
@@ -18,7 +25,7 @@ from infermesh.security.certificates import channel_credentials
 from infermesh.security.identities import Identity
 from tests import certificates
 from tests.e2e.faults import kill, usable
-from tests.e2e.mesh_process import Mesh, run_infermesh, wait_until
+from tests.e2e.mesh_process import DEMO_MODEL, Mesh, environment, run_infermesh, wait_until
 from tests.e2e.steady_load import Load
 
 CALL_S = 10.0
@@ -139,3 +146,69 @@ def replace_authority_and_reconnect(mesh: Mesh) -> None:
     for name in ("scheduler-0", "shard-0", "cache", "auth"):
         kill(mesh, name)
         wait_until(lambda: usable(mesh, 0), 60.0, f"replica 0 after {name}")
+
+
+def free_port() -> int:
+    """One that nobody has at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def process(folder: Path, module: str, **settings: str) -> Iterator[dict[str, Any]]:
+    """A service as a container runs it, and what it announced; settings as section__name."""
+    announced = folder / f"{module}.json"
+    flags = [f"--{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    flags += [f"--security.tls_folder={folder / 'tls'}", f"--telemetry.announce_file={announced}"]
+    log = (folder / f"{module}.log").open("w")
+    running = subprocess.Popen(
+        [sys.executable, "-m", module, *flags],
+        cwd=folder, env=environment(folder), stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: announced.exists() or running.poll() is not None, 60.0)
+        assert announced.exists(), Path(log.name).read_text()
+        yield json.loads(announced.read_text())
+    finally:
+        running.terminate()
+        assert running.wait(30) == 0
+        log.close()
+
+
+def test_services_find_each_other_by_name_over_tcp(tmp_path: Path) -> None:
+    certificates.make(tmp_path / "tls")
+    shard, scheduler = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    gateway = {
+        "gateway__http_address": "127.0.0.1:0",
+        "gateway__admin_address": "127.0.0.1:0",
+        "gateway__grpc_address": "127.0.0.1:0",
+        "gateway__replicas": f"dns:localhost:{scheduler.rpartition(':')[2]}",
+    }
+    model = {"scheduler__model": str(DEMO_MODEL), "scheduler__model_id": "demo"}
+    with (
+        process(tmp_path, "services.shard", shard__address=shard, shard__engine="simulated"),
+        process(
+            tmp_path, "services.scheduler", scheduler__address=scheduler,
+            scheduler__shard=shard, **model,
+        ),
+        process(tmp_path, "gateway", **gateway) as facts,
+        httpx.Client(base_url=f"http://{facts['http_address']}", timeout=30.0) as client,
+    ):  # fmt: skip
+        wait_until(lambda: bool(client.get("/v1/models").json()["data"]), 60.0)
+        asked = {"model": "demo", "prompt": "Anything", "max_tokens": 4}
+        assert client.post("/v1/completions", json=asked).json()["usage"]["completion_tokens"] == 4
+        with grpc.insecure_channel(shard) as plaintext:
+            assert isinstance(failure(plaintext, HEALTH), Unavailable)
+
+
+def test_service_does_not_start_where_others_could_read_along(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.scheduler", "--scheduler.address=0.0.0.0:0"],
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: scheduler.address is 0.0.0.0:0")
+    assert "security.allow=plaintext" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
