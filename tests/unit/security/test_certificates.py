@@ -65,6 +65,18 @@ def test_certificate_of_another_identity_is_refused(folder: Path) -> None:
         certificates.of(folder / "cache", Identity.SHARD)
 
 
+def test_bare_host_reads_them_without_the_library_that_looks_inside(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infermesh.security.certificates.x509", None)
+    found = certificates.of(folder, Identity.SHARD)
+    assert found.current().key == (folder / "shard" / "tls.key").read_bytes()
+    other = certificates.make(tmp_path / "other")
+    shutil.copy(other / "shard" / "tls.key", folder / "shard" / "tls.key")
+    with pytest.raises(ConfigError, match="KEY_VALUES_MISMATCH"):
+        certificates.of(folder, Identity.SHARD)
+
+
 def test_expired_certificate_is_refused(tmp_path: Path) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=9)
     folder = certificates.make(tmp_path / "tls", timedelta(days=1), long_ago)
