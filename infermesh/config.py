@@ -211,6 +211,10 @@ class ShardConfig:
         "auto", "off: torch's own operations on a CPU, too", choices=("auto", "off")
     )
     kernels_dir: str = setting("", "compiled kernels; empty: ~/.cache/infermesh/kernels")
+    packed_cache_gib: float = setting(
+        16.0, "packed weights kept on disk for the next start; least lately used go; 0: none", low=0
+    )
+    packed_cache_dir: str = setting("", "where they are; empty: ~/.cache/infermesh/packed")
     simulated_profile: str = setting("", "JSON file of step times; empty: the built-in one")
     simulated_seed: int = setting(0, "of the simulated engine's tokens")
     stall_s: float = setting(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infermesh.errors import ModelLoadFailed
+from services.shard.packed_cache.hashes import Identity, RememberedHashes, identity
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -20,9 +21,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class WeightHashes:
     """SHA-256 of each weight file, in the background from the start."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[Path], remembered: RememberedHashes | None = None) -> None:
+        self._files, self._remembered = files, remembered
         self._hashes: list[tuple[str, str]] = []
+        self._identities: list[Identity] = []
         self._error: OSError | None = None
         self._cancelled = threading.Event()
         # A daemon: the process may end while a large file is being hashed.
@@ -43,14 +45,28 @@ class WeightHashes:
             raise ModelLoadFailed(f"{self._error.filename} can't be read") from self._error
         return self._hashes
 
+    def are_current(self) -> bool:
+        """Whether the files are still what was hashed, so that what was read since is of them."""
+        self._thread.join()
+        try:
+            return self._identities == [identity(file) for file in self._files]
+        except OSError:
+            return False
+
     def _run(self) -> None:
         try:
             for file in self._files:
                 if self._cancelled.is_set():
                     return
-                self._hashes.append((file.name, file_sha256(file)))
+                self._identities.append(identity(file))
+                self._hashes.append((file.name, self._sha256(file)))
         except OSError as exc:
             self._error = exc
+
+    def _sha256(self, file: Path) -> str:
+        if self._remembered is None:
+            return file_sha256(file)
+        return self._remembered.sha256(file, file_sha256)
 
 
 def file_sha256(file: Path) -> str:
@@ -79,17 +95,18 @@ def fingerprint(
     """
     parts: dict[str, object] = {
         "weights": list(weights),
-        "config": _digest(config),
+        "config": digest(config),
         "dtype": dtype,
         "quantization": quantization,
         "kv_cache_dtype": kv_cache_dtype,
-        "tokenizer": _digest(tokenizer),
+        "tokenizer": digest(tokenizer),
         "eos": sorted(eos_token_ids),
     }
     if arithmetic:
         parts["deterministic"] = arithmetic
-    return _digest(json.dumps(parts, sort_keys=True).encode())
+    return digest(json.dumps(parts, sort_keys=True).encode())
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """SHA-256."""
     return hashlib.sha256(data).hexdigest()

@@ -30,12 +30,17 @@ def physical_cores() -> int:
     return max(1, limit)
 
 
-def available_memory_bytes() -> int:
-    """Memory that can still be taken without swapping, within this process's cgroup."""
+def available_memory_bytes(mapped_bytes: int = 0) -> int:
+    """Memory that can still be taken without swapping, within this process's cgroup.
+
+    Args:
+        mapped_bytes: of files in the page cache that are to stay there; the machine calls them
+            available, while a cgroup counts them as used.
+    """
     available = 0
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
+            available = max(0, int(line.split()[1]) * 1024 - mapped_bytes)
     limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
         available = min(available, max(0, int(limit) - int(used)))

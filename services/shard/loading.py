@@ -6,19 +6,29 @@ the simulated engine never imports torch.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from infermesh.config import ShardConfig
 from infermesh.errors import InvalidRequest
 from services.shard import simulated, sizing
 from services.shard.checkpoint import Checkpoint, read_checkpoint
 from services.shard.domain import LoadSpec, Progress
 from services.shard.engine import LoadedModel
-from services.shard.fingerprint import WeightHashes, fingerprint
+from services.shard.fingerprint import WeightHashes, digest, fingerprint
 from services.shard.manifest import make_manifest
 from services.shard.model_files import TOKENIZER_NAME, ModelFiles, read_model_files
+from services.shard.packed_cache.folder import Folder, folder_path
+from services.shard.packed_cache.hashes import RememberedHashes
+from services.shard.packed_cache.key import PackedKey
 from services.shard.quantization import Scheme, served_scheme
 from services.shard.residency import Report
 from services.shard.source import Source, resolve
 from services.shard.supported import check_supported
+
+if TYPE_CHECKING:  # they bring torch
+    from services.shard.packed_cache.cache import PackedCache
+    from services.shard.torch_loading import TorchLoader
 
 
 def load_model(spec: LoadSpec, config: ShardConfig, report: Report) -> LoadedModel:
@@ -43,7 +53,9 @@ def load_model(spec: LoadSpec, config: ShardConfig, report: Report) -> LoadedMod
     check_supported(files.config)
     scheme = served_scheme(spec.quantize, files.config)
     checkpoint = read_checkpoint(source.directory) if with_weights else None
-    hashes = WeightHashes(checkpoint.files if checkpoint else ())
+    folder = _packed_folder(config)
+    remembered = RememberedHashes(folder) if folder is not None else None
+    hashes = WeightHashes(checkpoint.files if checkpoint else (), remembered)
     try:
         return _torch(spec, config, source, files, checkpoint, scheme, hashes, report)
     finally:
@@ -102,7 +114,8 @@ def _torch(
     dtype = loader.choose_dtype(spec, files, checkpoint, scheme)
     kv_dtype = dtypes.choose_kv_dtype(spec.kv_cache_dtype, dtype)
     progress = _Bytes(report, checkpoint)
-    model = loader.build(files, checkpoint, dtype, progress.add, scheme)
+    cache = _packed_cache(loader, config, files, hashes, torch_loading.dtype_name(dtype), scheme)
+    model = loader.build(files, checkpoint, dtype, progress.add, scheme, cache, progress.stage)
     progress.stage("allocating the KV cache")
     engine, sized = loader.engine(model, spec, files, kv_dtype)
     progress.stage("hashing weights")
@@ -133,6 +146,36 @@ def _torch(
     return LoadedModel(
         engine, manifest, sized.capacity, str(loader.device), [(TOKENIZER_NAME, files.tokenizer)]
     )
+
+
+def _packed_cache(
+    loader: TorchLoader,
+    config: ShardConfig,
+    files: ModelFiles,
+    hashes: WeightHashes,
+    dtype: str,
+    scheme: Scheme | None,
+) -> PackedCache | None:
+    """None where nothing is packed, or kept."""
+    folder = _packed_folder(config)
+    weights = hashes.wait() if folder is not None and loader.kernels is not None else None
+    if folder is None or loader.kernels is None or not weights:
+        return None
+    from services.shard.packed_cache.cache import PackedCache
+
+    key = PackedKey(
+        weights=weights,
+        config=digest(files.config_bytes),
+        dtype=dtype,
+        quantization=str(scheme or ""),
+        kernels=loader.kernels.path.stem,
+    )
+    budget_bytes = int(config.packed_cache_gib * (1 << 30))
+    return PackedCache(Folder(folder, budget_bytes), str(key), loader.kernels, hashes.are_current)
+
+
+def _packed_folder(config: ShardConfig) -> Path | None:
+    return folder_path(config.packed_cache_dir) if config.packed_cache_gib else None
 
 
 class _Bytes:

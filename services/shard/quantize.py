@@ -41,7 +41,7 @@ def quantize(model: str, out: Path, scheme_name: str) -> str:
     import torch
 
     from services.shard.quantized_checkpoint import Writer, write_codes
-    from services.shard.torch_loading import meta_model, tied_parameters
+    from services.shard.skeleton import meta_model, tied_parameters
 
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

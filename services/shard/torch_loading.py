@@ -5,22 +5,21 @@ Imports torch and transformers; imported in the worker thread on Load, and nowhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
-from infermesh.errors import InvalidRequest, MeshError, ModelLoadFailed
+from infermesh.errors import InvalidRequest
 from infermesh.telemetry import logs
 from services.shard import dtypes, sizing, tiles
 from services.shard.checkpoint import Checkpoint
 from services.shard.domain import LoadSpec
 from services.shard.footprint import footprint
-from services.shard.forward import ATTENTION_NAME, ForwardPass, register
+from services.shard.forward import ForwardPass
 from services.shard.host import (
     available_memory_bytes,
     num_threads,
@@ -33,12 +32,20 @@ from services.shard.kernels.library import Library
 from services.shard.kernels.library import load as load_kernels
 from services.shard.kv_pool import KvPool, KvShape
 from services.shard.model_files import ModelFiles
+from services.shard.packed_cache.cache import PackedCache
 from services.shard.quantization import Scheme, stored_scheme
 from services.shard.quantized_checkpoint import load_codes
 from services.shard.quantized_layers import pack_codes
 from services.shard.quantizing import Quantizer
 from services.shard.rope import install as install_rope
-from services.shard.surgery.operation import operate
+from services.shard.skeleton import (
+    check_filled,
+    fill_buffers,
+    meta_model,
+    num_parameters,
+    tied_parameters,
+)
+from services.shard.surgery.operation import fuse, pack
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
@@ -68,6 +75,8 @@ class TorchLoader:
         self.kernels: Library | None = None
         # What beside the model decides its bits; empty where nothing is promised of them.
         self.arithmetic = ""
+        # weights that are files of the page cache, which counts as available
+        self._mapped_bytes = 0
 
     def use_kernels(self, folder: str, on_compile: Callable[[], None]) -> None:
         """Compiles or finds the C++ kernels for this processor; says what it costs to lack them.
@@ -121,15 +130,44 @@ class TorchLoader:
         dtype: torch.dtype,
         on_bytes: Callable[[int], None],
         scheme: Scheme | None = None,
+        cache: PackedCache | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
     ) -> nn.Module:
         """The model on the device, with its weights; dummy ones without a checkpoint.
 
         Args:
             scheme: how weights are quantized, or were where the checkpoint says so.
+            cache: where packed weights are found, or kept.
+            on_stage: told what happens, where it is not that weights are read.
 
         Raises:
             ModelLoadFailed, OutOfMemory, UnsupportedModel
         """
+
+        def filled() -> nn.Module:
+            return self._filled(files, checkpoint, dtype, on_bytes, scheme)
+
+        kernels = self.kernels
+        if kernels is None:
+            model = filled()
+            pack_codes(model)
+        else:
+            model = _packed(files, dtype, kernels, filled, cache, on_stage)
+            fuse(model, kernels)
+        self._mapped_bytes = 0 if cache is None else cache.mapped_bytes
+        check_filled(model)
+        if scheme is not None:
+            release_freed_memory()
+        return model
+
+    def _filled(
+        self,
+        files: ModelFiles,
+        checkpoint: Checkpoint | None,
+        dtype: torch.dtype,
+        on_bytes: Callable[[int], None],
+        scheme: Scheme | None,
+    ) -> nn.Module:
         model = meta_model(files, dtype)
         tied = tied_parameters(model)
         quantize = None if scheme is None else partial(Quantizer, model, scheme, tied, dtype)
@@ -141,15 +179,9 @@ class TorchLoader:
                 load_codes(model, checkpoint, tied, dtype, on_bytes, quantize)
             else:
                 load_weights(model, checkpoint, tied, dtype, self.device, on_bytes, quantize)
-            _fill_buffers(model, self.device)
-        model.eval()
-        if self.kernels is not None:
-            operate(model, self.kernels)
-        else:
-            pack_codes(model)
-        if scheme is not None:
-            release_freed_memory()
-        return model  # type: ignore[no-any-return]
+            fill_buffers(model, self.device)
+        check_filled(model)
+        return model.eval()  # type: ignore[no-any-return]
 
     def engine(
         self, model: nn.Module, spec: LoadSpec, files: ModelFiles, kv_dtype: torch.dtype
@@ -194,7 +226,8 @@ class TorchLoader:
             free, total = torch.cuda.mem_get_info(self.device)
             own = torch.cuda.memory_reserved(self.device)
             return sizing.cuda_kv_budget(total, free, own, self._local_shards)
-        return sizing.cpu_kv_budget(available_memory_bytes(), self._local_shards)
+        available = available_memory_bytes(self._mapped_bytes)
+        return sizing.cpu_kv_budget(available, self._local_shards)
 
 
 def _stored_dtype(files: ModelFiles, checkpoint: Checkpoint | None) -> str:
@@ -218,55 +251,27 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", int(index or 0))
 
 
-def meta_model(files: ModelFiles, dtype: torch.dtype) -> Any:
-    """The model without memory. Raises ModelLoadFailed."""
-    register()
-    try:
-        config = transformers.AutoConfig.from_pretrained(files.directory, local_files_only=True)
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(
-                config, attn_implementation=ATTENTION_NAME, dtype=dtype
-            )
-    except MeshError:
-        raise
-    except Exception as exc:  # a wrong field raises anything, from anywhere in the model code
-        path = files.directory / "config.json"
-        raise ModelLoadFailed(f"{path} can't be used: {exc}") from exc
+def _packed(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    kernels: Library,
+    filled: Callable[[], nn.Module],
+    cache: PackedCache | None,
+    on_stage: Callable[[str], None],
+) -> nn.Module:
+    """The model with its matrices packed, from its checkpoint or from what was kept of it."""
 
+    def empty() -> nn.Module:
+        model = meta_model(files, dtype)
+        fill_buffers(model, torch.device("cpu"))
+        return model.eval()  # type: ignore[no-any-return]
 
-def tied_parameters(model: Any) -> Mapping[str, str]:
-    """Parameter → the parameter that it shares."""
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return {}
-    return dict(model._tied_weights_keys or {})  # transformers 5: parameter → source
+    def packed() -> nn.Module:
+        model = filled()
+        pack(model, kernels)
+        return model
 
-
-def _fill_buffers(model: Any, device: torch.device) -> None:
-    """Buffers that no checkpoint holds, computed as the modules themselves do.
-
-    Raises ModelLoadFailed for anything that is still without memory after that.
-    """
-    for module in model.modules():
-        names = [name for name, value in module.named_buffers(recurse=False) if value.is_meta]
-        if not names:
-            continue
-        if "RotaryEmbedding" in type(module).__name__:
-            fresh = type(module)(model.config)
-            values = {name: getattr(fresh, name) for name in names}
-        elif names == ["embed_scale"]:
-            values = {"embed_scale": torch.tensor(model.config.hidden_size**0.5)}
-        else:
-            raise ModelLoadFailed(f"{type(module).__name__} has unknown buffers {names}")
-        for name, value in values.items():
-            module.register_buffer(name, value.to(device), persistent=False)
-    for name, value in model.named_parameters():
-        if value.is_meta:
-            raise ModelLoadFailed(f"parameter {name} was given no weights")
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Distinct parameters; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return packed() if cache is None else cache.get(empty, packed, on_stage)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -57,7 +57,7 @@ class Product(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class _Packed:
+class Packed:
     """A matrix in the kernels' order.
 
     Attributes:
@@ -109,19 +109,24 @@ class Packer:
         codes = [part for part in parts if isinstance(part, Codes)]
         if not parts or (floats and codes):
             raise ValueError("parts are one or more, all floats or all codes")
-        packed = self._pack_codes(codes, biases) if codes else self._pack_floats(floats, biases)
+        return self.adopt(
+            self._pack_codes(codes, biases) if codes else self._pack_floats(floats, biases)
+        )
+
+    def adopt(self, packed: Packed) -> PackedMatrix:
+        """A matrix that was packed before, by a packer for the same library."""
         return PackedMatrix(self._library, self._panels, packed, self._rows_at_once)
 
     def _pack_floats(
         self, parts: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-    ) -> _Packed:
+    ) -> Packed:
         if parts[0].dtype not in _FLOATS:
             raise ValueError(f"parts are of float32 or bfloat16, not of {parts[0].dtype}")
         sizes = _sizes(parts, biases)
         weights = self._panels.pack(parts, self._panels.floats)
-        return _Packed(sizes, parts[0].shape[1], 0, weights, None, self._bias(sizes, biases))
+        return Packed(sizes, parts[0].shape[1], 0, weights, None, self._bias(sizes, biases))
 
-    def _pack_codes(self, parts: Sequence[Codes], biases: Sequence[torch.Tensor | None]) -> _Packed:
+    def _pack_codes(self, parts: Sequence[Codes], biases: Sequence[torch.Tensor | None]) -> Packed:
         panels, group = self._panels, parts[0].group_size
         if any(part.group_size != group for part in parts) or (group and _CODE_BLOCK % group):
             raise ValueError(f"groups of {[part.group_size for part in parts]} columns")
@@ -130,13 +135,13 @@ class Packer:
         if not group:
             weights = panels.pack(codes, panels.codes_of_8)
             scales = panels.pack([part.scales for part in parts], panels.whole_rows)
-            return _Packed(sizes, codes[0].shape[1], 0, weights, scales, bias)
+            return Packed(sizes, codes[0].shape[1], 0, weights, scales, bias)
         both = [
             torch.stack((part.scales, part.zeros), -1) for part in parts if part.zeros is not None
         ]
         weights = panels.pack(codes, panels.codes_of_4)
         scales = panels.pack(both, panels.group_scales)
-        return _Packed(sizes, 2 * codes[0].shape[1], group, weights, scales, bias)
+        return Packed(sizes, 2 * codes[0].shape[1], group, weights, scales, bias)
 
     def _bias(
         self, sizes: Sequence[int], biases: Sequence[torch.Tensor | None]
@@ -154,14 +159,13 @@ class PackedMatrix:
     Several threads may use one at once. The products run on torch's threads.
     """
 
-    def __init__(
-        self, library: Library, panels: Panels, packed: _Packed, rows_at_once: int
-    ) -> None:
+    def __init__(self, library: Library, panels: Panels, packed: Packed, rows_at_once: int) -> None:
         """For `Packer`."""
         self.sizes = packed.sizes
         self.num_rows = sum(packed.sizes)
         self.num_columns = packed.num_columns
-        self._panels, self._packed, self._rows_at_once = panels, packed, rows_at_once
+        self.packed = packed
+        self._panels, self._rows_at_once = panels, rows_at_once
         self._targets = panels.targets(packed.sizes)
         name = f"multiply_{_KERNELS[packed.weights.dtype]}"
         self._address = library.address(name)
@@ -179,7 +183,7 @@ class PackedMatrix:
     @property
     def num_bytes(self) -> int:
         """What the matrix takes in memory, its bias included."""
-        parts = (self._packed.weights, self._packed.scales, self._packed.bias)
+        parts = (self.packed.weights, self.packed.scales, self.packed.bias)
         return sum(part.nbytes for part in parts if part is not None)
 
     def multiply(self, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -214,7 +218,7 @@ class PackedMatrix:
         Raises:
             ValueError: it has several parts, or groups.
         """
-        packed = self._packed
+        packed = self.packed
         if len(self.sizes) != 1 or packed.group_size:
             raise ValueError("rows are of a matrix with one part and without groups")
         found = self._panels.rows(packed.weights, ids)[:, : self.num_columns]

@@ -1,10 +1,11 @@
-"""The operation on a model that has its weights: matrices are packed, one copy of each remains, and
-what stands around them is fused."""
+"""The operation on a model that has its weights: matrices are packed, one copy of each remains;
+then what stands around them is fused."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -33,21 +34,33 @@ _modules = metrics.gauge(
 )
 
 
-def operate(model: Any, library: Library) -> None:
+def pack(model: Any, library: Library) -> None:
     """Packs a model's matrices, and makes float32 of the rest, in place.
 
     Args:
         model: on the CPU; its parameters are in float32 or bfloat16, or are codes that no one has
             packed yet.
     """
-    _Operation(model, library).run()
+    _Packing(model, library).run()
 
 
-class _Operation:
+def fuse(model: Any, library: Library) -> None:
+    """Fuses what stands around the matrices of a packed model, in place."""
+    linears = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    parts = Counter(linear.shared for linear in linears)
+    fusing = Fusing(library)
+    fusing.run(model)
+    merged = sum(count > 1 for count in parts.values())
+    counts = {"products": len(parts), "merged": merged, **fusing.counts}
+    for kind, count in counts.items():
+        _modules.labels(kind).set(count)
+    _log.info("the model runs on the C++ kernels", extra=counts)
+
+
+class _Packing:
     def __init__(self, model: Any, library: Library) -> None:
         self._model = model
         self._packer = Packer(library)
-        self._library = library
         self._releaser = Releaser()
         self._paths = {module: path for path, module in model.named_modules()}
 
@@ -64,13 +77,6 @@ class _Operation:
         for module in list(self._model.modules()):
             self._look_at(module, embedding)
         self._model.float()
-        fusing = Fusing(self._library)
-        fusing.run(self._model)
-        merged = sum(len(group) > 1 for group in groups)
-        counts = {"products": len(groups), "merged": merged, **fusing.counts}
-        for kind, count in counts.items():
-            _modules.labels(kind).set(count)
-        _log.info("the model runs on the C++ kernels", extra=counts)
 
     def _pack(self, group: list[Any]) -> Shared:
         """One matrix in place of those of a group; their own are free then."""
@@ -100,7 +106,7 @@ class _Operation:
             module.dtype = torch.float32
             return
         elif module is embedding and module.weight.dtype is not torch.float32:
-            self._put(module, WideEmbedding(module))
+            self._put(module, WideEmbedding(module, cast(Any, module).weight.detach()))
             return
         else:
             return

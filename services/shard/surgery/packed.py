@@ -50,11 +50,11 @@ class PackedLinear(WithoutParameters):
     def __init__(self, shared: Shared, index: int, num_weights: int, weight_bytes: int) -> None:
         super().__init__(num_weights, weight_bytes)
         self.shared = shared
-        self._index = index
+        self.index = index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out], in x's type."""
-        return self.shared.part(self._index, x)
+        return self.shared.part(self.index, x)
 
 
 class PackedEmbedding(WithoutParameters):
@@ -62,26 +62,26 @@ class PackedEmbedding(WithoutParameters):
 
     def __init__(self, original: Any, table: PackedMatrix) -> None:
         super().__init__()
-        self._table = table
+        self.table = table
         self.embed_scale: torch.Tensor | None = getattr(original, "embed_scale", None)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[...] → float32 [..., width]."""
-        rows = self._table.rows(ids.view(-1)).float().view(*ids.shape, -1)
+        rows = self.table.rows(ids.view(-1)).float().view(*ids.shape, -1)
         return rows if self.embed_scale is None else rows * self.embed_scale
 
 
 class WideEmbedding(WithoutParameters):
     """In place of an embedding in bfloat16, which stays as it is: what is looked up is widened."""
 
-    def __init__(self, original: Any) -> None:
-        self._table = original.weight.detach()
-        super().__init__(self._table.numel(), self._table.nbytes)
+    def __init__(self, original: Any, table: torch.Tensor) -> None:
+        super().__init__(table.numel(), table.nbytes)
+        self.table = table
         self.embed_scale: torch.Tensor | None = getattr(original, "embed_scale", None)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[...] → float32 [..., width]."""
-        rows: torch.Tensor = self._table[ids].float()
+        rows: torch.Tensor = self.table[ids].float()
         return rows if self.embed_scale is None else rows * self.embed_scale
 
 
@@ -99,8 +99,8 @@ class PackedExperts(WithoutParameters):
             sum(matrix.num_rows * matrix.num_columns for matrix in matrices),
             sum(matrix.num_bytes for matrix in matrices),
         )
-        self._act_fn = act_fn
-        self._gate_up, self._down = gate_up, down
+        self.act_fn = act_fn
+        self.gate_up, self.down = gate_up, down
 
     def forward(
         self, x: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
@@ -109,7 +109,7 @@ class PackedExperts(WithoutParameters):
         out = torch.zeros_like(x)
         for expert in sorted(set(expert_ids.flatten().tolist())):
             tokens, places = torch.where(expert_ids == expert)
-            gate, up = self._gate_up[expert].multiply(x[tokens]).chunk(2, dim=-1)
-            down = self._down[expert].multiply(self._act_fn(gate) * up)
+            gate, up = self.gate_up[expert].multiply(x[tokens]).chunk(2, dim=-1)
+            down = self.down[expert].multiply(self.act_fn(gate) * up)
             out.index_add_(0, tokens, down * expert_weights[tokens, places, None])
         return out
