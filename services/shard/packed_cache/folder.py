@@ -98,14 +98,18 @@ class Folder:
         deadline_s = time.monotonic() + patience_s
         while True:
             file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
-            while not _lock(file):
-                if time.monotonic() > deadline_s:
-                    file.close()
-                    return None
-                on_wait()
-                time.sleep(_POLL_S)
-            if _is_at(file, path):
-                return file
+            try:
+                while not _lock(file):
+                    if time.monotonic() > deadline_s:
+                        file.close()
+                        return None
+                    on_wait()
+                    time.sleep(_POLL_S)
+                if _is_at(file, path):
+                    return file
+            except OSError:  # a file system without locks, say
+                file.close()
+                raise
             file.close()  # who had it has renamed or removed it
 
 

@@ -245,3 +245,20 @@ def test_all_weights_lie_in_the_file_after_a_miss_and_after_a_hit(
             address = tensor.data_ptr()
             assert any(start <= address < end for start, end in spans), name
         del loaded
+
+
+def test_mapped_weights_are_not_taken_for_free_memory(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.shard import torch_loading
+
+    told: list[int] = []
+
+    def available(mapped_bytes: int = 0) -> int:
+        told.append(mapped_bytes)
+        return 1 << 30
+
+    monkeypatch.setattr(torch_loading, "available_memory_bytes", available)
+    for gib, is_mapped in ((0.0, False), (1.0, True), (1.0, True)):
+        loaded = load(model, folder, gib=gib)
+        assert told[-1] == is_mapped * loaded.manifest.weight_bytes
