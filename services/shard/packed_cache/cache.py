@@ -36,9 +36,7 @@ class PackedCache:
     def __init__(
         self, folder: Folder, key: str, library: Library, is_current: Callable[[], bool]
     ) -> None:
-        """Args:
-        is_current: whether the checkpoint is still the one that the key names.
-        """
+        """`is_current` says whether the checkpoint is still the one that the key names."""
         self._folder, self._key, self._library = folder, key, library
         self._is_current = is_current
         self.mapped_bytes = 0

@@ -33,9 +33,11 @@ class CannotStore(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """Attributes:
-    layout: of lists, numbers and names alone, as JSON has them.
-    tensors: by the names that the layout has for them.
+    """What is kept of a model.
+
+    Attributes:
+        layout: of lists, numbers and names alone, as JSON has them.
+        tensors: by the names that the layout has for them.
     """
 
     layout: Mapping[str, Any]
