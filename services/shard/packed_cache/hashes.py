@@ -49,7 +49,7 @@ class RememberedHashes:
             return str(known[name]["sha256"])
         settled = self._now_ns() - file.stat().st_ctime_ns > _SETTLED_NS
         digest = compute(file)
-        if settled and identity(file) == before:
+        if settled:  # one that changed meanwhile is another by now
             self._save(name, {"identity": before, "sha256": digest})
         return digest
 

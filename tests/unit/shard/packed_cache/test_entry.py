@@ -84,6 +84,16 @@ def test_read_refuses_a_file_when_it_is_of_another_key(tmp_path: Path) -> None:
         read(written(tmp_path / "entry"), "x" * 40)
 
 
+def test_read_refuses_a_file_when_its_header_means_something_else(tmp_path: Path) -> None:
+    path = written(tmp_path / "entry")
+    content = path.read_bytes()
+    for before, after in ((b"[3, 4]", b"[4, 3]"), (b"[7, 3, 5]", b"[3, 7, 5]")):
+        assert content.count(before) == 1
+        path.write_bytes(content.replace(before, after))
+        with pytest.raises(Damaged, match="header"):
+            read(path, KEY)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_read_refuses_a_file_when_any_of_its_bytes_changed(
