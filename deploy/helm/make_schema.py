@@ -328,7 +328,7 @@ def edges() -> dict[str, Schema]:
 
 def tls() -> Schema:
     """Certificates of the services."""
-    names = ("gateway", "auth", "cache", "scheduler", "shard")
+    names = ("gateway", "auth", "cache", "scheduler", "shard", "operator")
     return block(
         "between the services",
         mode=text(

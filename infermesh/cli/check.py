@@ -60,9 +60,7 @@ def _health(address: str) -> str:
     try:
         with grpc.insecure_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            answer = stub.Check(
-                health_pb2.HealthCheckRequest(), timeout=_CALL_S, wait_for_ready=True
-            )
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_S)
     except grpc.RpcError as error:
         raise Unavailable(f"no gRPC health at {address}: {error.code().name}") from None
     word: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
