@@ -142,6 +142,13 @@ class LocalCluster:
                     raise NeverReady(f"{container.name} ended")
                 time.sleep(_POLL_S)  # as above
 
+    def run_job(self, name: str) -> subprocess.CompletedProcess[str]:
+        """A Job's pod, to its end."""
+        template = chart.of_kind(self.namespace.objects, "Job")[name]["spec"]["template"]
+        pod = Pod(name, f"Job/{name}", template, "127.0.0.1", "127.0.0.1", self.folder / "j")
+        (container,) = pod.containers
+        return self._run(pod, container)
+
     def run_test(self, test: Manifest | None = None) -> subprocess.CompletedProcess[str]:
         """What `helm test` runs; another one in its place, if given."""
         (own,) = [one for one in self.namespace.objects if one["kind"] == "Pod"]

@@ -85,7 +85,8 @@ class Namespace:
         mounts = self._mount(pod, container)
         rewrite = self._rewriter(pod, mounts)
         environment = {
-            one["name"]: rewrite(self._value(pod, one)) for one in container.get("env", ())
+            one["name"]: rewrite(one["value"]) if "value" in one else self._looked_up(pod, one)
+            for one in container.get("env", ())
         }
         if pod.manifest["spec"].get("enableServiceLinks", True):
             environment |= self._links()
@@ -121,9 +122,7 @@ class Namespace:
             return {i["path"]: secret[i["key"]] for i in items} if items else secret
         return {}
 
-    def _value(self, pod: Pod, variable: Manifest) -> str:
-        if "value" in variable:
-            return str(variable["value"])
+    def _looked_up(self, pod: Pod, variable: Manifest) -> str:
         source = variable["valueFrom"]
         if "secretKeyRef" in source:
             ref = source["secretKeyRef"]
