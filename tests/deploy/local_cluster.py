@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,12 +35,17 @@ class NeverReady(Exception):
 
 @dataclass
 class Container:
-    """A process, and how it is asked for its health."""
+    """A process, and how it is asked for its health.
+
+    Attributes:
+        run: runs a command beside it.
+    """
 
     pod: Pod
     manifest: Manifest
     process: subprocess.Popen[bytes]
     log: Path
+    run: Callable[[list[str]], subprocess.CompletedProcess[str]]
 
     @property
     def name(self) -> str:
@@ -48,6 +54,8 @@ class Container:
     def passes(self, kind: str) -> bool:
         """Sends one probe."""
         probe = self.manifest[kind]
+        if "exec" in probe:
+            return self.run(probe["exec"]["command"]).returncode == 0
         get = probe["httpGet"]
         try:
             port = self.pod.port(get["port"], [self.manifest])
@@ -77,6 +85,7 @@ class LocalCluster:
         objects: what the chart rendered.
         secrets: contents of the Secrets that are there before the release.
         only: the owners whose pods are started; None: all.
+        shared: volumes that pods have in common.
     """
 
     def __init__(
@@ -84,13 +93,14 @@ class LocalCluster:
         objects: list[Manifest],
         secrets: dict[str, dict[str, str]] | None = None,
         only: tuple[str, ...] | None = None,
+        shared: frozenset[str] = frozenset(),
     ) -> None:
         # short, for the sockets' paths
         self._scratch = tempfile.TemporaryDirectory(prefix="im-", ignore_cleanup_errors=True)
         self.folder = Path(self._scratch.name)
         subnet = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}"
         self.namespace = Namespace(
-            objects, make_pods(objects, self.folder, subnet), secrets or {}, _IMAGE
+            objects, make_pods(objects, self.folder, subnet), secrets or {}, _IMAGE, shared
         )
         self._only = only
         self.home = self.folder / "home"
@@ -194,7 +204,11 @@ class LocalCluster:
                 stdout=out,
                 stderr=out,
             )
-        return Container(pod, container, process, log)
+
+        def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+            return self._run(pod, {**container, "command": command, "args": []})
+
+        return Container(pod, container, process, log, run)
 
     def _environment(self, own: dict[str, str], pod: Pod) -> dict[str, str]:
         """The container's, and of this machine's what Python needs; home is not to be written."""

@@ -74,6 +74,8 @@ class Namespace:
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     # folders of the image, by their paths
     image: dict[str, Path] = field(default_factory=dict)
+    # volumes that pods have in common
+    shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name, one in chart.of_kind(self.objects, "Secret").items():
@@ -101,6 +103,8 @@ class Namespace:
         for mount in container.get("volumeMounts", ()):
             volume = volumes.get(mount["name"], {"emptyDir": {}})  # else: of a claim template
             folder = pod.folder / mount["name"]
+            if mount["name"] in self.shared:
+                folder = pod.folder.parent / "shared" / mount["name"]
             if "configMap" in volume or "secret" in volume:
                 folder = pod.folder / f"{container['name']}-{mount['name']}"
             folder.mkdir(parents=True, exist_ok=True)
