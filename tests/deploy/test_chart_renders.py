@@ -5,6 +5,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,25 @@ def test_a_component_is_replaced_only_where_its_own_settings_changed() -> None:
 def test_schema_is_plain_json_that_helm_reads() -> None:
     with helm_python.Chart.load(chart.CHART) as loaded:
         assert loaded.schema == json.loads(make_schema.rendered())
+
+
+@pytest.mark.parametrize(
+    ("rollout", "name", "other"),
+    [
+        ("drain", "infermesh-model-chat-11", "infermesh-model-chat-x-1"),
+        ("surge", "infermesh-model-chat-7d9f8-abcde", "infermesh-model-chat-x-7d9f8-abcde"),
+        ("surge", "infermesh-model-chat-7d9f8-abcde", "infermesh-model-chat-x-1"),
+    ],
+)
+def test_a_model_is_scaled_by_its_own_pods_alone(rollout: str, name: str, other: str) -> None:
+    chat = {"name": "chat", "source": "pvc://models/chat", "rollout": rollout}
+    values = {
+        "models": [{**chat, "autoscaling": {"enabled": True}}],
+        "prometheus": {"address": "http://prometheus"},
+    }
+    scaled = chart.of_kind(chart.manifests(values), "ScaledObject")["infermesh-model-chat"]
+    (trigger,) = scaled["spec"]["triggers"]
+    (pattern,) = re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"])
+
+    assert re.fullmatch(pattern, name)
+    assert not re.fullmatch(pattern, other)

@@ -3,6 +3,8 @@ processes of this machine, and then what `helm test` runs.
 """
 
 import copy
+import re
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,6 +120,32 @@ def notes_command(values: dict[str, Any]) -> list[str]:
     notes = chart.texts(values)["infermesh/templates/NOTES.txt"]
     (line,) = [one for one in notes.splitlines() if "kubectl" in one and " exec " in one]
     return line.partition(" -- ")[2].split()
+
+
+def test_what_scales_the_mesh_is_exported_by_the_pods_that_it_scales(cluster: LocalCluster) -> None:
+    scaled = {"enabled": True, "tokensPerSecond": 100}
+    gateway = {"autoscaling": {"enabled": True}}
+    models = [{**chart.example(_DEMO)["models"][0], "autoscaling": scaled}]
+    prometheus = {"address": "http://prometheus"}
+    objects = chart.manifests({"gateway": gateway, "models": models, "prometheus": prometheus})
+
+    for one in chart.of_kind(objects, "ScaledObject").values():
+        target = "{kind}/{name}".format(**one["spec"]["scaleTargetRef"])
+        exported = exported_by(cluster, target)
+        for trigger in one["spec"]["triggers"]:
+            (metric,) = re.findall(r"infermesh_\w+(?=\{)", trigger["metadata"]["query"])
+            assert metric in exported
+
+
+def exported_by(cluster: LocalCluster, owner: str) -> set[str]:
+    """Names of the samples that the metrics ports of an owner's pods show."""
+    names: set[str] = set()
+    for pod in cluster.namespace.pods:
+        if pod.owner == owner:
+            port = pod.port("metrics", pod.containers)
+            with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics") as answer:
+                names |= set(re.findall(r"^(\w+)", answer.read().decode(), re.M))
+    return names
 
 
 def test_nothing_is_written_beside_the_volumes(cluster: LocalCluster) -> None:
