@@ -1,7 +1,9 @@
 """What the chart's pods may do, whom they may call, and where its secrets are."""
 
+import base64
 import copy
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.auth import api_key
 from tests.deploy import chart
 
 _EXAMPLES = pytest.mark.parametrize("path", chart.EXAMPLES, ids=lambda path: path.stem)
@@ -163,6 +166,31 @@ def test_the_first_key_is_kept_with_the_database_that_knows_it() -> None:
     ]
 
     assert kept == [("PersistentVolumeClaim", "infermesh-auth"), ("Secret", "infermesh-first-key")]
+
+
+@pytest.mark.parametrize(
+    ("found", "kept"),
+    [
+        ('(dict "data" (dict "api-key" "a2VwdA=="))', True),
+        ('(dict "data" (dict "another" "a2VwdA=="))', False),
+        ("(dict)", False),
+    ],
+)
+def test_the_first_key_that_a_cluster_has_is_kept(tmp_path: Path, found: str, kept: bool) -> None:
+    """What `lookup` would find stands in its place: without a cluster it finds nothing."""
+    copied = tmp_path / "infermesh"
+    shutil.copytree(chart.CHART, copied)
+    template = copied / "templates" / "auth.yaml"
+    text = re.sub(r"lookup [^}]*(?= }})", found, template.read_text())
+    assert text != template.read_text()
+    template.write_text(text)
+
+    secret = chart.of_kind(chart.manifests(chart=copied), "Secret")["infermesh-first-key"]
+
+    assert (secret["data"] == {"api-key": "a2VwdA=="}) is kept
+    if not kept:
+        drawn = base64.b64decode(secret["data"]["api-key"]).decode()
+        assert api_key.id_of(drawn) is not None
 
 
 @_EXAMPLES

@@ -73,6 +73,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("SQLite of several", {"auth": {"replicas": 2}}, "replicas"),
     (
+        "SQLite without a volume",
+        {"auth": {"database": {"storage": {"size": ""}}}},
+        "auth.database.storage is empty",
+    ),
+    (
         "PostgreSQL without a URL",
         {"auth": {"database": {"kind": "postgresql"}}, **_TO},
         "urlSecret",
