@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import chart
 from tests.deploy.dockerfile import Build, Stage, run_environment, size_bytes
+from tests.deploy.local_cluster import LocalCluster
 
 _MAX_CONTROL_BYTES = 400 * 10**6
 
@@ -60,12 +62,17 @@ def test_control_image_is_small(control: Stage) -> None:
     assert size_bytes(control.root) <= _MAX_CONTROL_BYTES
 
 
-@pytest.mark.slow
-def test_compute_image_has_its_services_and_kernels(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def compute_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Stage]:
     # an index of PyPI's kind: torch's own may be out of reach, and its wheel at hand
-    build = Build(tmp_path, {"TORCH_INDEX": "https://pypi.org/simple"})
-    compute = build.target("compute")
+    arguments = {"TORCH_INDEX": "https://pypi.org/simple"}
+    build = Build(tmp_path_factory.mktemp("compute"), arguments)
+    return build, build.target("compute")
 
+
+@pytest.mark.slow
+def test_compute_image_has_its_services_and_kernels(compute_build: tuple[Build, Stage]) -> None:
+    build, compute = compute_build
     done = python(
         compute,
         modules(
@@ -80,3 +87,19 @@ def test_compute_image_has_its_services_and_kernels(tmp_path: Path) -> None:
     assert compute.place("/app/demo/model/config.json").is_file()
     assert "ModuleNotFoundError" in python(compute, modules("gateway")).stderr
     assert len(build.skipped) == 1  # the compiler
+
+
+@pytest.mark.slow
+def test_the_charts_example_runs_on_these_images_alone(
+    control: Stage, compute_build: tuple[Build, Stage]
+) -> None:
+    images = {"infermesh/control": control, "infermesh/compute": compute_build[1]}
+    example = chart.CHART / "examples" / "cpu-demo.yaml"
+
+    with LocalCluster(chart.manifests(chart.example(example)), images=images) as running:
+        running.wait_ready()
+        done = running.run_test()
+
+        assert done.returncode == 0, done.stderr
+        assert set(running.stop().values()) == {0}
+        assert list(running.home.iterdir()) == []
