@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.shard.kernels import prebuild
 from tests.deploy import chart
 from tests.deploy.dockerfile import Build, Stage, run_environment, size_bytes
 from tests.deploy.local_cluster import LocalCluster
@@ -62,6 +63,18 @@ def test_control_image_is_small(control: Stage) -> None:
     assert size_bytes(control.root) <= _MAX_CONTROL_BYTES
 
 
+# on any of these processors, and on this one
+_FINDS_ITS_KERNELS = """
+from pathlib import Path
+import torch
+from services.shard.kernels.compiling import prepare
+from services.shard.kernels.prebuild import PROCESSORS
+def no_compiler(): raise SystemExit("something was to be compiled")
+for capability, features in (*PROCESSORS, (torch.backends.cpu.get_cpu_capability(), None)):
+    prepare(capability, Path("{folder}"), no_compiler, features=features)
+"""
+
+
 @pytest.fixture(scope="module")
 def compute_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Stage]:
     # an index of PyPI's kind: torch's own may be out of reach, and its wheel at hand
@@ -83,7 +96,9 @@ def test_compute_image_has_its_services_and_kernels(compute_build: tuple[Build, 
 
     assert (done.returncode, done.stderr) == (0, "")
     assert python(compute, "import torch; print(torch.__version__)").stdout == "2.13.0+cpu\n"
-    assert len(list(compute.place("/opt/infermesh/kernels").glob("*.so"))) == 2
+    folder = compute.place("/opt/infermesh/kernels")
+    assert len(list(folder.glob("*.so"))) == len(prebuild.PROCESSORS)
+    assert python(compute, _FINDS_ITS_KERNELS.format(folder=folder)).stderr == ""
     assert compute.place("/app/demo/model/config.json").is_file()
     assert "ModuleNotFoundError" in python(compute, modules("gateway")).stderr
     assert len(build.skipped) == 1  # the compiler

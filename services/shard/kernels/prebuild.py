@@ -8,8 +8,13 @@ from pathlib import Path
 
 from services.shard.kernels.compiling import CannotCompile, prepare
 
-# By the names that torch gives them.
-CAPABILITIES = ("AVX2", "AVX512")
+# What torch says of a processor, and what Linux does of it that matters here.
+PROCESSORS = (
+    ("AVX2", frozenset[str]()),
+    ("AVX512", frozenset[str]()),
+    ("AVX512", frozenset({"avx512_vnni"})),
+    ("AVX512", frozenset({"avx512_vnni", "avx512_bf16"})),
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -17,9 +22,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         sys.stderr.write("error: name the folder, and nothing else\n")
         return 1
-    for capability in CAPABILITIES:
+    for capability, features in PROCESSORS:
         try:
-            library = prepare(capability, Path(arguments[0]), lambda: None)
+            library = prepare(capability, Path(arguments[0]), lambda: None, features=features)
         except CannotCompile as error:
             sys.stderr.write(f"error: no kernels for {capability}: {error}\n")
             return 1
