@@ -84,6 +84,7 @@ def test_a_gateway_beside_it_answers_as_it_is(cluster: LocalCluster) -> None:
         assert set(beside.stop().values()) == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -244,11 +245,12 @@ def test_what_is_changed_below_starts_as_it_is() -> None:
         _wrong_path_of_settings,
         _wrong_path_of_data,
         _wrong_path_of_the_key,
-        _wrong_port,
-        _wrong_name_of_a_port,
-        _wrong_path_of_a_probe,
         _wrong_setting,
         _links_to_services,
+        # these use up the probe's budget
+        _wrong_port,
+        pytest.param(_wrong_name_of_a_port, marks=pytest.mark.slow),
+        pytest.param(_wrong_path_of_a_probe, marks=pytest.mark.slow),
     ],
     ids=lambda change: change.__name__.strip("_"),
 )
