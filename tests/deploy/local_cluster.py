@@ -11,19 +11,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.deploy import chart
-from tests.deploy.dockerfile import Stage, run_environment
 from tests.deploy.rendered_pods import Manifest, Namespace, Pod, make_pods
 
 # What stands for an image that was not built: the checkout, and this Python's packages.
-_KERNELS = "/opt/infermesh/kernels"
-_CHECKOUT = {"/app": chart.ROOT, _KERNELS: Path("~/.cache/infermesh/kernels").expanduser()}
+_CHECKOUT = {
+    "/app": chart.ROOT,
+    "/opt/infermesh/kernels": Path("~/.cache/infermesh/kernels").expanduser(),
+}
 _POLL_S = 0.1
 _TEST_S = 180.0
 
@@ -85,7 +86,6 @@ class LocalCluster:
         secrets: contents of the Secrets that are there before the release.
         only: the owners whose pods are started; None: all.
         shared: volumes that pods have in common.
-        images: what `tests.deploy.dockerfile` built, by repository; None: the checkout serves.
     """
 
     def __init__(
@@ -94,15 +94,13 @@ class LocalCluster:
         secrets: dict[str, dict[str, str]] | None = None,
         only: tuple[str, ...] | None = None,
         shared: frozenset[str] = frozenset(),
-        images: Mapping[str, Stage] | None = None,
     ) -> None:
-        self._images = images
         # short, for the sockets' paths
         self._scratch = tempfile.TemporaryDirectory(prefix="im-", ignore_cleanup_errors=True)
         self.folder = Path(self._scratch.name)
         subnet = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}"
         pods = make_pods(objects, self.folder, subnet)
-        self.namespace = Namespace(objects, pods, secrets or {}, self._folders_of, shared)
+        self.namespace = Namespace(objects, pods, secrets or {}, _CHECKOUT, shared)
         self._only = only
         self.home = self.folder / "home"
         self.home.mkdir()
@@ -171,8 +169,8 @@ class LocalCluster:
         started = self.namespace.container(pod, container)
         return subprocess.run(
             started.command,
-            env=self._environment(started.environment, pod, container),
-            cwd=self._folders_of(container)["/app"],
+            env=self._environment(started.environment, pod),
+            cwd=chart.ROOT,
             capture_output=True,
             text=True,
             timeout=_TEST_S,
@@ -200,8 +198,8 @@ class LocalCluster:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 started.command,
-                env=self._environment(started.environment, pod, container),
-                cwd=self._folders_of(container)["/app"],
+                env=self._environment(started.environment, pod),
+                cwd=chart.ROOT,
                 stdout=out,
                 stderr=out,
             )
@@ -211,27 +209,15 @@ class LocalCluster:
 
         return Container(pod, container, process, log, run)
 
-    def _image(self, container: Manifest) -> Stage | None:
-        if self._images is None:
-            return None
-        return self._images[container["image"].rpartition(":")[0]]
-
-    def _folders_of(self, container: Manifest) -> Mapping[str, Path]:
-        stage = self._image(container)
-        if stage is None:
-            return _CHECKOUT
-        return {"/app": stage.place("/app"), _KERNELS: stage.place(_KERNELS)}
-
-    def _environment(self, own: dict[str, str], pod: Pod, container: Manifest) -> dict[str, str]:
-        """The container's and its image's; home is not to be written."""
+    def _environment(self, own: dict[str, str], pod: Pod) -> dict[str, str]:
+        """The container's, and of this machine's what Python needs; home is not to be written."""
         temporary = pod.folder / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
-        stage = self._image(container)
-        image = {
+        fixed = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(chart.ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(self.home),
+            "TMPDIR": str(temporary),
         }
-        if stage is not None:
-            image = run_environment(stage, Path("/nowhere"))
-        return {**image, "HOME": str(self.home), "TMPDIR": str(temporary), **own}
+        return {**fixed, **own}

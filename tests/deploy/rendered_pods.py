@@ -72,8 +72,8 @@ class Namespace:
     pods: list[Pod] = field(default_factory=list)
     # contents of Secrets that the chart expects to be there, or that a controller would make
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
-    # folders of a container's image, by their paths
-    folders_of: Callable[[Manifest], Mapping[str, Path]] = lambda container: {}
+    # folders of the images, by their paths
+    image: dict[str, Path] = field(default_factory=dict)
     # volumes that pods have in common
     shared: frozenset[str] = frozenset()
 
@@ -85,7 +85,7 @@ class Namespace:
     def container(self, pod: Pod, container: Manifest) -> Started:
         """Its files are written; its command and environment as they would be."""
         mounts = self._mount(pod, container)
-        rewrite = self._rewriter(pod, container, mounts)
+        rewrite = self._rewriter(pod, mounts)
         environment = {
             one["name"]: rewrite(one["value"]) if "value" in one else self._looked_up(pod, one)
             for one in container.get("env", ())
@@ -109,7 +109,7 @@ class Namespace:
                 folder = pod.folder / f"{container['name']}-{mount['name']}"
             folder.mkdir(parents=True, exist_ok=True)
             found[mount["mountPath"]] = folder
-        rewrite = self._rewriter(pod, container, found)
+        rewrite = self._rewriter(pod, found)
         for mount in container.get("volumeMounts", ()):
             for name, text in self._files(volumes.get(mount["name"], {})).items():
                 (found[mount["mountPath"]] / name).write_text(rewrite(text))
@@ -139,10 +139,8 @@ class Namespace:
         names = (name.upper().replace("-", "_") for name in chart.of_kind(self.objects, "Service"))
         return {f"{name}_SERVICE_HOST": "10.0.0.1" for name in names}
 
-    def _rewriter(
-        self, pod: Pod, container: Manifest, mounts: Mapping[str, Path]
-    ) -> Callable[[str], str]:
-        folders = {**self.folders_of(container), **mounts}
+    def _rewriter(self, pod: Pod, mounts: Mapping[str, Path]) -> Callable[[str], str]:
+        folders = {**self.image, **mounts}
         by_length = sorted(folders, key=len, reverse=True)
         paths = "|".join(map(re.escape, by_length))
         path = re.compile(rf"(?<![\w.-])({paths})(?![\w.-])")

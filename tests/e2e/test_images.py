@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.shard.kernels import prebuild
-from tests.deploy import chart
 from tests.deploy.dockerfile import Build, Stage, run_environment, size_bytes
-from tests.deploy.local_cluster import LocalCluster
 
 _MAX_CONTROL_BYTES = 400 * 10**6
 
@@ -102,19 +100,3 @@ def test_compute_image_has_its_services_and_kernels(compute_build: tuple[Build, 
     assert compute.place("/app/demo/model/config.json").is_file()
     assert "ModuleNotFoundError" in python(compute, modules("gateway")).stderr
     assert len(build.skipped) == 1  # the compiler
-
-
-@pytest.mark.slow
-def test_the_charts_example_runs_on_these_images_alone(
-    control: Stage, compute_build: tuple[Build, Stage]
-) -> None:
-    images = {"infermesh/control": control, "infermesh/compute": compute_build[1]}
-    example = chart.CHART / "examples" / "cpu-demo.yaml"
-
-    with LocalCluster(chart.manifests(chart.example(example)), images=images) as running:
-        running.wait_ready()
-        done = running.run_test()
-
-        assert done.returncode == 0, done.stderr
-        assert set(running.stop().values()) == {0}
-        assert list(running.home.iterdir()) == []
