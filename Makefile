@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model supported-table clean
+.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model chart-files supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ run: setup ## start the mesh with the demo model, ask it a question, serve until
 	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
 test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
-	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit tests/contract -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit tests/contract tests/deploy -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/e2e # meshes want the machine for themselves
 
 lint: $(VENV)/.ready-dev check-protos type ## formatting, lint, types, imports, protos
@@ -71,6 +71,10 @@ bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, proto
 
 demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accuracy
 	@$(BIN)/python -m demo.train
+
+chart-files: $(VENV)/.ready-dev ## write the chart's schema and the snapshots of its examples anew
+	@$(BIN)/python -m deploy.helm.make_schema
+	@$(BIN)/python -m tests.deploy.golden
 
 supported-table: $(VENV)/.ready-dev ## print README.md's table of models anew from the tests
 	@$(BIN)/python -m tests.supported_table --write

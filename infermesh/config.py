@@ -109,6 +109,9 @@ class AuthConfig:
     database_url: str = setting(
         "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
     )
+    first_key_file: str = setting(
+        "", "a file with an API key, which is made known at the start; empty: none"
+    )
     jwt_keys_file: str = setting("", "JWKS file of an issuer of tokens; empty: API keys alone")
     jwt_issuer: str = setting("", "`iss` of its tokens")
     jwt_audience: str = setting("infermesh", "`aud` of its tokens")

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from infermesh.config import ConfigError, TelemetryConfig
 from infermesh.errors import MeshError
-from infermesh.telemetry import logs, metrics, tracing
+from infermesh.telemetry import endpoint, logs, tracing, vitals
 
 _log = logs.get(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -96,6 +96,7 @@ class Lifecycle:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(vitals.keep_beating())
                 await self._live(tasks, on_running)
                 raise _Stopped
         except* _Stopped:
@@ -166,7 +167,7 @@ async def _run(factory: Callable[[], Service], telemetry: TelemetryConfig, grace
     name = telemetry.service_name or service.name
     logs.setup(name, telemetry.log_level, telemetry.log_format)
     tracing.setup(name, telemetry.otlp_endpoint, telemetry.trace_file)
-    metrics_address = metrics.serve(telemetry.metrics_address)
+    metrics_address = endpoint.serve(telemetry.metrics_address)
     lifecycle = Lifecycle(service, grace_s)
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:

@@ -20,6 +20,7 @@ from infermesh.security.guard import Guard
 from infermesh.security.identities import Identity
 from infermesh.security.renewing_channel import RenewingChannel
 from infermesh.telemetry import logs
+from infermesh.telemetry.vitals import PROCESS
 
 MAX_MESSAGE_BYTES = 32 << 20
 _log = logs.get(__name__)
@@ -137,6 +138,8 @@ class HealthHandle:
 
     async def set_serving(self, serving: bool) -> None:
         """SERVING or NOT_SERVING, for the server as a whole and each of its services."""
+        for name in self._names[1:]:
+            PROCESS.report(name, serving)
         if self._servicer is None:
             return
         from grpc_health.v1 import health_pb2

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from infermesh.cli import certs, chat, config, keys, quantize, restart, tenants, up, usage
+from infermesh.cli import certs, chat, check, config, keys, quantize, restart, tenants, up, usage
 from infermesh.config import ConfigError
 from infermesh.errors import MeshError
 
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
+app.command("check")(check.check)
 app.command("restart")(restart.restart)
 app.command("quantize")(quantize.quantize)
 app.command("usage")(usage.usage)

@@ -77,16 +77,3 @@ def exposition() -> tuple[bytes, str]:
     if prometheus is None:
         return b"", "text/plain"
     return prometheus.generate_latest(), prometheus.CONTENT_TYPE_LATEST
-
-
-def serve(address: str) -> str:
-    """Serves /metrics on host:port from a thread of its own; the bound address, or "" for none.
-
-    Raises:
-        OSError: the address can't be bound.
-    """
-    if not address or prometheus is None:
-        return ""
-    host, _, port = address.rpartition(":")
-    server, _ = prometheus.start_http_server(int(port), host)
-    return f"{host}:{server.server_port}"

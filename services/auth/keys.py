@@ -131,7 +131,7 @@ class Keys:
                 created_at=int(now),
                 expires_at=None if valid_for_s is None else int(now + valid_for_s),
             )
-            await _insert(connection, key, text)
+            await insert(connection, key, text)
         return key, text
 
     async def list(self, tenant_id: str) -> list[Key]:
@@ -166,7 +166,7 @@ class Keys:
                 ends_at = min(ends_at, old.expires_at)
                 lifetime_s = old.expires_at - old.created_at
                 new = dataclasses.replace(new, expires_at=int(now) + lifetime_s)
-            await _insert(connection, new, text)
+            await insert(connection, new, text)
             values = {"expires_at": ends_at, "replaced_by": new_id}
             await connection.execute(sa.update(keys).where(keys.c.id == key_id).values(**values))
             await changes.append(connection, now, key_id=old.id)
@@ -195,7 +195,8 @@ async def _lock(connection: AsyncConnection, key_id: str) -> Key:
     return _key_of(row)
 
 
-async def _insert(connection: AsyncConnection, key: Key, text: str) -> None:
+async def insert(connection: AsyncConnection, key: Key, text: str) -> None:
+    """Adds a key to the transaction of `connection`; of its text, the hash alone."""
     values = {**dataclasses.asdict(key), "scopes": list(key.scopes), "models": list(key.models)}
     await connection.execute(sa.insert(keys).values(**values, hash=api_key.hashed(text)))
 

@@ -1,7 +1,12 @@
-"""Brings a database to the newest schema, under a lock. Refuses one of a later version."""
+"""Brings a database to the newest schema, under a lock. Refuses one of a later version.
+
+The auth service does it when it starts; `python -m services.auth.migrate` does it alone.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -9,8 +14,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from infermesh.config import ConfigError
+from infermesh.config import ConfigError, load
 from infermesh.errors import AuthUnavailable
 from services.auth.database import Database
 
@@ -32,13 +38,18 @@ async def migrate(database: Database, revision: str = "head") -> None:
     """
     try:
         async with database.writing() as connection:
-            if not database.is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+            await lock(database, connection)
             await connection.run_sync(_upgrade, revision)
             if revision == "head":
                 await connection.run_sync(_prove_writable)
     except AuthUnavailable as error:
         raise ConfigError(f"auth.database_url: {error.message}") from None
+
+
+async def lock(database: Database, connection: AsyncConnection) -> None:
+    """Until the transaction ends, no other auth process changes what all of them begin with."""
+    if not database.is_sqlite:  # whose writing transactions exclude each other anyway
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
 
 
 def _upgrade(connection: sa.Connection, revision: str) -> None:
@@ -62,3 +73,26 @@ def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(_FOLDER))
     return config
+
+
+async def _migrate_alone(url: str) -> None:
+    database = Database(url)
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+
+
+def main() -> int:
+    """Migrates and ends; the exit status."""
+    try:
+        asyncio.run(_migrate_alone(load(sys.argv[1:]).auth.database_url))
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"the auth database has schema {revisions()[-1]}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

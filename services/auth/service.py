@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 
@@ -17,6 +18,7 @@ from infermesh.v1 import (
     auth_service_pb2,
     auth_service_pb2_grpc,
 )
+from services.auth import first_key
 from services.auth.admin_server import AuthAdminServicer
 from services.auth.changes import ChangeFeed
 from services.auth.database import Database
@@ -77,6 +79,8 @@ class AuthProcess:
         """
         config, clock = self._config, self._clock
         await migrate(self._database)
+        if config.first_key_file:
+            await first_key.ensure(self._database, Path(config.first_key_file), clock)
         feed = ChangeFeed(self._database, clock)
         await feed.start()
         keys = Keys(self._database, clock, feed.notify, self._tokens)

@@ -50,12 +50,9 @@ class Tenants:
         check_name(name)
         _check(limits, policy)
         tenant = Tenant(TenantId(id), name or id, limits, policy, int(self._clock()))
-        values = {"id": tenant.id, "name": tenant.name, "created_at": tenant.created_at}
         try:
             async with self._database.writing() as connection:
-                insert = sa.insert(tenants).values(**values, **_columns(limits), **_columns(policy))
-                await connection.execute(insert)
-                await connection.execute(sa.insert(quotas).values(**_NO_QUOTA, tenant_id=id))
+                await insert(connection, tenant)
         except IntegrityError:
             raise AlreadyExists(f"there is a tenant {id} already", param="id") from None
         return tenant
@@ -78,6 +75,14 @@ class Tenants:
             tenant = await find(connection, id)
         self._on_change()
         return tenant
+
+
+async def insert(connection: AsyncConnection, tenant: Tenant) -> None:
+    """Adds a tenant and its quota to the transaction of `connection`."""
+    values = {"id": tenant.id, "name": tenant.name, "created_at": tenant.created_at}
+    columns = {**_columns(tenant.limits), **_columns(tenant.policy)}
+    await connection.execute(sa.insert(tenants).values(**values, **columns))
+    await connection.execute(sa.insert(quotas).values(**_NO_QUOTA, tenant_id=tenant.id))
 
 
 async def find(connection: AsyncConnection, id: str) -> Tenant:

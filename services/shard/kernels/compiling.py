@@ -34,7 +34,11 @@ class CannotCompile(Exception):
 
 
 def prepare(
-    capability: str, folder: Path, on_compile: Callable[[], None], extra_flags: tuple[str, ...] = ()
+    capability: str,
+    folder: Path,
+    on_compile: Callable[[], None],
+    extra_flags: tuple[str, ...] = (),
+    features: frozenset[str] | None = None,
 ) -> Path:
     """The library for this processor; made now, if nobody has made it before.
 
@@ -43,6 +47,7 @@ def prepare(
         folder: where libraries are kept.
         on_compile: called before anything is compiled; it takes some seconds.
         extra_flags: for the compiler as for the linker.
+        features: of another processor, as Linux names them; None: this one's.
 
     Raises:
         CannotCompile: no kernels for this processor, no compiler, or it fails.
@@ -51,7 +56,7 @@ def prepare(
     if architecture is None or platform.machine() not in ("x86_64", "AMD64"):
         raise CannotCompile(f"there are none for this processor ({capability.lower()})")
     extensions = _EXTENSIONS.get(architecture, {})
-    has = host.processor_features()
+    has = host.processor_features() if features is None else features
     found = [flag for feature, flag in extensions.items() if feature in has]
     flags = (*_FLAGS, f"-march={architecture}", *found, *extra_flags)
     library = folder / f"{_name(flags)}-{architecture}.so"

@@ -1,6 +1,9 @@
 """A database of any age becomes this version's; what can't be used says so in one sentence."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +153,29 @@ async def test_bad_url_is_refused_in_one_sentence(url: str, words: str) -> None:
     assert "auth.database_url" in str(caught.value)
     assert "hidden" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def run_alone(url: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "services.auth.migrate"]
+    environment = {**os.environ, "INFERMESH_AUTH__DATABASE_URL": url}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+async def test_migrating_alone_brings_the_tables_and_ends(database_url: str) -> None:
+    for _ in range(2):
+        done = await asyncio.to_thread(run_alone, database_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert revisions()[-1] in done.stdout
+
+    database = Database(database_url)
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+    await database.close()
+
+
+def test_migrating_alone_fails_with_one_sentence_where_the_database_is_away() -> None:
+    done = run_alone("sqlite:////nowhere/auth.sqlite3")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: auth.database_url")
+    assert done.stderr.count("\n") == 1

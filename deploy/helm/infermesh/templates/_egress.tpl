@@ -1,0 +1,42 @@
+{{/* Ports of a NetworkPolicy. */}}
+{{- define "infermesh.tcp" -}}
+{{- range $i, $port := . }}
+{{- if $i }}{{ "\n" }}{{ end -}}
+- {port: {{ $port }}, protocol: TCP}
+{{- end }}
+{{- end -}}
+
+{{- define "infermesh.dns" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- end -}}
+
+{{/* Whom a component may call. Takes root, component, block. */}}
+{{- define "infermesh.egress" -}}
+{{- $root := .root -}}
+{{- if eq .component "gateway" -}}
+egress:
+  {{- include "infermesh.dns" . | nindent 2 }}
+  {{- $peers := list (list "replica" 8010) }}
+  {{- if $root.Values.auth.enabled }}{{ $peers = append $peers (list "auth" 8030) }}{{ end }}
+  {{- if $root.Values.cache.enabled }}{{ $peers = append $peers (list "cache" 8040) }}{{ end }}
+  {{- range $peers }}
+  - to:
+      - podSelector:
+          matchLabels: {{- include "infermesh.selector" (dict "root" $root "component" (index . 0)) | nindent 12 }}
+    ports: {{- include "infermesh.tcp" (list (index . 1)) | nindent 6 }}
+  {{- end }}
+{{- else if and (hasPrefix "auth" .component) (ne $root.Values.auth.database.kind "sqlite") -}}
+egress:
+  {{- include "infermesh.dns" . | nindent 2 }}
+  - to: {{- toYaml $root.Values.networkPolicy.database.to | nindent 6 }}
+    ports: {{- include "infermesh.tcp" (list $root.Values.networkPolicy.database.port) | nindent 6 }}
+{{- else if and (eq .component "replica") (hasPrefix "hf://" .block.source) -}}
+egress:
+  {{- include "infermesh.dns" . | nindent 2 }}
+  - ports: {{- include "infermesh.tcp" (list 443) | nindent 6 }} # the hub
+{{- else -}}
+egress: []
+{{- end }}
+{{- end -}}

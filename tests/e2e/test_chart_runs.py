@@ -1,0 +1,264 @@
+"""What the chart renders runs: each container's command, files, environment and probes, as
+processes of this machine, and then what `helm test` runs.
+"""
+
+import copy
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.deploy import chart, issuer
+from tests.deploy.local_cluster import LocalCluster, NeverReady
+
+_DEMO = chart.CHART / "examples" / "cpu-demo.yaml"
+_GATEWAY, _AUTH = "Deployment/infermesh-gateway", "Deployment/infermesh-auth"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(chart.manifests(chart.example(_DEMO))) as running:
+        running.wait_ready()
+        yield running
+
+
+def test_every_container_of_the_example_is_ready_and_alive(cluster: LocalCluster) -> None:
+    names = {one.manifest["name"] for one in cluster.containers}
+
+    assert names == {"gateway", "auth", "cache", "scheduler", "shard"}
+    assert [one.name for one in cluster.containers if not one.passes("livenessProbe")] == []
+
+
+def test_helm_test_gets_an_answer(cluster: LocalCluster) -> None:
+    done = cluster.run_test()
+
+    assert done.returncode == 0, done.stderr
+    assert "demo answered in" in done.stdout
+    assert "SERVING" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (":80", ":8001"),
+        ("--url=http://infermesh-gateway", "--url=http://infermesh-gatewax"),
+        (":8002", ":8003"),
+        ("--grpc=", "--rpc="),
+        ("--wait=60", "--wait=0 --model=another"),
+    ],
+)
+def test_helm_test_fails_where_its_command_is_wrong(
+    cluster: LocalCluster, old: str, new: str
+) -> None:
+    (pod,) = [copy.deepcopy(o) for o in cluster.namespace.objects if o["kind"] == "Pod"]
+    (container,) = pod["spec"]["containers"]
+    words = [word.replace(old, new, 1) for word in container["args"]]
+    assert words != container["args"]
+    container["args"] = [part for word in words for part in word.split(" ")]
+
+    assert cluster.run_test(pod).returncode != 0
+
+
+def test_helm_test_fails_with_another_key(cluster: LocalCluster) -> None:
+    secret = cluster.namespace.secrets["infermesh-first-key"]
+    right = secret["api-key"]
+    secret["api-key"] = right[:-1] + ("a" if right[-1] != "a" else "b")
+    try:
+        done = cluster.run_test()
+    finally:
+        secret["api-key"] = right
+
+    assert done.returncode != 0
+    assert "Incorrect API key" in done.stderr
+
+
+def test_a_gateway_beside_it_answers_as_it_is(cluster: LocalCluster) -> None:
+    values = {**chart.example(_DEMO), "test": {"waitSeconds": 30}}
+
+    with cluster.beside(chart.manifests(values), _GATEWAY) as beside:
+        beside.wait_ready()
+
+        assert beside.run_test().returncode == 0
+        assert set(beside.stop().values()) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("infermesh-auth.mesh.svc:8030", "infermesh-auth.mesh.svc:8031"),
+        ("infermesh-auth.mesh.svc", "infermesh-authn.mesh.svc"),
+        ("dns:infermesh-model-demo.mesh.svc:8010", "dns:infermesh-model-demo.mesh.svc:8020"),
+        ("dns:infermesh-model-demo", "infermesh-model-dem"),
+    ],
+)
+def test_helm_test_fails_where_a_gateway_looks_in_the_wrong_place(
+    cluster: LocalCluster, old: str, new: str
+) -> None:
+    objects = chart.manifests({**chart.example(_DEMO), "test": {"waitSeconds": 3}})
+    data = chart.of_kind(objects, "ConfigMap")["infermesh-gateway"]["data"]
+    assert old in data["gateway.toml"]
+    data["gateway.toml"] = data["gateway.toml"].replace(old, new)
+
+    with cluster.beside(objects, _GATEWAY) as beside:
+        beside.wait_ready()  # it serves, and says 503
+
+        assert beside.run_test().returncode != 0
+
+
+def test_keys_are_made_in_auths_pod_as_the_notes_say(cluster: LocalCluster) -> None:
+    (auth,) = [pod for pod in cluster.namespace.pods if pod.owner == _AUTH]
+
+    done = cluster.run(auth, notes_command(chart.example(_DEMO)))
+
+    assert done.stdout.startswith("im-"), done.stderr
+
+
+def notes_command(values: dict[str, Any]) -> list[str]:
+    """What NOTES.txt tells an operator to run in auth's pod."""
+    notes = chart.texts(values)["infermesh/templates/NOTES.txt"]
+    (line,) = [one for one in notes.splitlines() if "kubectl" in one and " exec " in one]
+    return line.partition(" -- ")[2].split()
+
+
+def test_what_scales_the_mesh_is_exported_by_the_pods_that_it_scales(cluster: LocalCluster) -> None:
+    scaled = {"enabled": True, "tokensPerSecond": 100}
+    gateway = {"autoscaling": {"enabled": True}}
+    models = [{**chart.example(_DEMO)["models"][0], "autoscaling": scaled}]
+    prometheus = {"address": "http://prometheus"}
+    objects = chart.manifests({"gateway": gateway, "models": models, "prometheus": prometheus})
+
+    for one in chart.of_kind(objects, "ScaledObject").values():
+        target = "{kind}/{name}".format(**one["spec"]["scaleTargetRef"])
+        exported = exported_by(cluster, target)
+        for trigger in one["spec"]["triggers"]:
+            (metric,) = re.findall(r"infermesh_\w+(?=\{)", trigger["metadata"]["query"])
+            assert metric in exported
+
+
+def exported_by(cluster: LocalCluster, owner: str) -> set[str]:
+    """Names of the samples that the metrics ports of an owner's pods show."""
+    names: set[str] = set()
+    for pod in cluster.namespace.pods:
+        if pod.owner == owner:
+            port = pod.port("metrics", pod.containers)
+            with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics") as answer:
+                names |= set(re.findall(r"^(\w+)", answer.read().decode(), re.M))
+    return names
+
+
+def test_nothing_is_written_beside_the_volumes(cluster: LocalCluster) -> None:
+    assert list(cluster.home.iterdir()) == []
+
+
+def test_services_speak_mutual_tls_with_the_certificates_that_the_chart_asks_for() -> None:
+    values = {**chart.example(_DEMO), "cache": {"enabled": False}, "tls": {"mode": "certManager"}}
+    objects = chart.manifests(values)
+
+    with LocalCluster(objects, issuer.issue(objects)) as running:
+        running.wait_ready()
+        done = running.run_test()
+        (auth,) = [pod for pod in running.namespace.pods if pod.owner == _AUTH]
+        made = running.run(auth, notes_command(values))
+        without = running.run(auth, [w for w in notes_command(values) if "TLS_FOLDER" not in w])
+
+        assert done.returncode == 0, done.stderr
+        assert made.stdout.startswith("im-"), made.stderr
+        assert without.returncode != 0
+        assert set(running.stop().values()) == {0}
+
+
+# a moment's patience: what is wrong never becomes right
+_IMPATIENT: dict[str, Any] = {
+    "cache": {"enabled": False},
+    "gateway": {"probes": {"startup": {"periodSeconds": 1, "failureThreshold": 6}}},
+    "auth": {"probes": {"startup": {"periodSeconds": 1, "failureThreshold": 6}}},
+}
+
+
+def _container(objects: list[chart.Manifest], owner: str) -> chart.Manifest:
+    pods = dict(chart.pods(objects))
+    found: chart.Manifest = pods[owner]["spec"]["containers"][0]
+    return found
+
+
+def _wrong_flag(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["args"] = ["--configs=/etc/infermesh/config/auth.toml"]
+
+
+def _wrong_module(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["command"] = ["python", "-m", "services.auths"]
+
+
+def _wrong_path_of_settings(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["volumeMounts"][0]["mountPath"] = "/etc/infermesh/conf"
+
+
+def _wrong_path_of_data(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["volumeMounts"][-1]["mountPath"] = "/var/lib/elsewhere"
+
+
+def _wrong_path_of_the_key(objects: list[chart.Manifest]) -> None:
+    (volume,) = [
+        one
+        for one in dict(chart.pods(objects))[_AUTH]["spec"]["volumes"]
+        if one["name"] == "first-key"
+    ]
+    volume["secret"]["items"][0]["path"] = "key"
+
+
+def _wrong_port(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["ports"][1]["containerPort"] = 8032
+
+
+def _wrong_name_of_a_port(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["startupProbe"]["httpGet"]["port"] = "probes"
+
+
+def _wrong_path_of_a_probe(objects: list[chart.Manifest]) -> None:
+    _container(objects, _AUTH)["startupProbe"]["httpGet"]["path"] = "/ready"
+
+
+def _wrong_setting(objects: list[chart.Manifest]) -> None:
+    data = chart.of_kind(objects, "ConfigMap")["infermesh-auth"]["data"]
+    data["auth.toml"] = data["auth.toml"].replace("drain_grace_s", "drain_s")
+
+
+def _links_to_services(objects: list[chart.Manifest]) -> None:
+    del dict(chart.pods(objects))[_AUTH]["spec"]["enableServiceLinks"]
+
+
+def test_what_is_changed_below_starts_as_it_is() -> None:
+    with LocalCluster(chart.manifests(_IMPATIENT), only=(_AUTH,)) as running:
+        running.wait_ready()
+
+        assert set(running.stop().values()) == {0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _wrong_flag,
+        _wrong_module,
+        _wrong_path_of_settings,
+        _wrong_path_of_data,
+        _wrong_path_of_the_key,
+        _wrong_setting,
+        _links_to_services,
+        # these use up the probe's budget
+        _wrong_port,
+        pytest.param(_wrong_name_of_a_port, marks=pytest.mark.slow),
+        pytest.param(_wrong_path_of_a_probe, marks=pytest.mark.slow),
+    ],
+    ids=lambda change: change.__name__.strip("_"),
+)
+def test_a_mistake_in_the_chart_keeps_its_pod_from_starting(
+    change: Callable[[list[chart.Manifest]], None],
+) -> None:
+    objects = chart.manifests(_IMPATIENT)
+    change(objects)
+
+    with LocalCluster(objects, only=(_AUTH,)) as running, pytest.raises(NeverReady):
+        running.wait_ready()
