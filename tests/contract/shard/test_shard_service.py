@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -325,11 +326,18 @@ async def test_execute_ends_as_internal_and_the_next_epoch_works_when_a_step_rai
     assert held is not None
     stream = Stream(stub)
     await stream.open(1)
+    both_sent = threading.Event()
+
+    def fail(pairs: object) -> None:
+        both_sent.wait(10)
+        raise ZeroDivisionError
+
     with monkeypatch.context() as patch:
-        patch.setattr(held.engine, "copy_blocks", lambda pairs: 1 / 0)
+        patch.setattr(held.engine, "copy_blocks", fail)
         copies = [pb.BlockCopy(source=0, destination=1)]
         await stream.send(pb.StepRequest(epoch=1, step_id=1, block_copies=copies))
         await stream.send(first_step(PROMPT, step_id=2))
+        both_sent.set()
         error = await error_of(stream.read())
     assert isinstance(error, Internal)
     assert (await stub.Describe(pb.DescribeRequest())).num_steps_executed == 0
