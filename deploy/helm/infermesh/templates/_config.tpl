@@ -105,7 +105,9 @@ and dangers: what the posture check shall let pass. */}}
 {{- $_ := set $owned "device" (eq .model.accelerator.kind "gpu" | ternary "cuda" "cpu") -}}
 {{- /* of the image, made when it was built */ -}}
 {{- $_ := set $owned "kernels_dir" "/opt/infermesh/kernels" -}}
+{{- /* a pod's files end with it: packed weights are kept where the operator says that they stay */ -}}
+{{- $config := merge (deepCopy .model.shard.config) (dict "packed_cache_gib" 0) -}}
 {{- /* both containers are told to stop at the same time: the shard computes for its scheduler */ -}}
 {{- $_ := set $owned "drain_grace_s" (add .model.drain.graceSeconds 2) -}}
-{{ include "infermesh.file" (dict "root" .root "section" "shard" "settings" $owned "config" .model.shard.config "metricsPort" 8021 "dangers" (list)) }}
+{{ include "infermesh.file" (dict "root" .root "section" "shard" "settings" $owned "config" $config "metricsPort" 8021 "dangers" (list)) }}
 {{- end -}}
