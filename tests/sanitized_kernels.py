@@ -2,7 +2,7 @@
 
     python -m tests.sanitized_kernels 8|16
 
-16 is the code for AVX-512 processors, whose vectors are taken apart for this one.
+16 is the code for AVX-512 processors; where this is none, its vectors are taken apart.
 """
 
 import sys
@@ -14,13 +14,16 @@ from services.shard.kernels.compiling import prepare
 
 # The first wrong access or undefined operation ends the process.
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
-WIDTHS = {"8": (), "16": ("-DINFERMESH_WIDE", "-Wno-psabi")}
+TAKEN_APART = ("-DINFERMESH_WIDE", "-Wno-psabi")
 
 
 def main() -> None:
     folder = Path.home() / ".cache/infermesh/kernels"
-    flags = (*FLAGS, *WIDTHS[sys.argv[1]])
-    print(prepare(torch.backends.cpu.get_cpu_capability(), folder, lambda: None, flags))
+    is_wide = sys.argv[1] == "16"
+    has_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    capability = "AVX512" if is_wide and has_wide else "AVX2"
+    flags = (*FLAGS, *(TAKEN_APART if is_wide and not has_wide else ()))
+    print(prepare(capability, folder, lambda: None, flags))
 
 
 if __name__ == "__main__":
