@@ -9,29 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.compiled_kernels import needs_kernels
+from tests.e2e.few_questions import answers
 from tests.e2e.mesh_process import Mesh
 
 pytestmark = needs_kernels
 OPTIONS = ("--no-cache", "--quantize", "int8")
-QUESTIONS = (
-    "What is the capital of France?",
-    "What colour is the sky?",
-    "How many legs has a dog?",
-)
-
-
-def answers(mesh: Mesh) -> list[str | None]:
-    client = mesh.openai()
-    given = []
-    for question in QUESTIONS:
-        done = client.chat.completions.create(
-            model=mesh.model,
-            messages=[{"role": "user", "content": question}],
-            temperature=0,
-            max_tokens=64,
-        )
-        given.append(done.choices[0].message.content)
-    return given
 
 
 def found(mesh: Mesh, *shards: str) -> dict[str, float]:
