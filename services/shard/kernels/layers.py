@@ -1,9 +1,10 @@
-"""Whole decoder layers as one call: `cpp/layer.cpp` with what layers and steps are made of."""
+"""Decoder layers, one or many, as one call: `cpp/layer.cpp`, and what layers and steps are."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from services.shard.kernels.elementwise import GATES
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedRows
 from services.shard.kernels.products import PackedMatrix, Product
+from services.shard.kv_pool import KvPool
 
 _POINTER, _INT, _FLAG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -109,83 +111,94 @@ class Room:
         return addresses
 
 
-class LayerKernel:
-    """One layer of a model in float32, over a pool of any type that PagedAttention takes."""
+class LayersKernel:
+    """Layers of a model in float32, one after another, over pools of any type that PagedAttention
+    takes.
 
-    def __init__(self, library: Library, parts: LayerParts, room: Room) -> None:
-        self._call: Callable[..., None] = library.function(
-            "layer", *(ctypes.POINTER(kind) for kind in (_Layer, _Step)), *(_POINTER,) * 3
-        )
-        self._library, self._parts, self._room = library, parts, room
-        sinks = parts.score_rules.sinks
+    Args:
+        layers: by each one's number in the pool, in the order in which they run.
+    """
+
+    def __init__(self, library: Library, layers: Mapping[int, LayerParts], room: Room) -> None:
+        self._call = library.function("layers", *(_POINTER,) * 2, _INT, *(_POINTER,) * 2)
+        self._library, self._room = library, room
+        self._numbers, self._parts = list(layers), list(layers.values())
         # what the addresses below belong to
-        self._sinks = None if sinks is None else sinks.float().contiguous()
-        self._layer = _describe(library, parts, self._sinks)
-        self._pool_dtype: torch.dtype | None = None
+        sinks = [parts.score_rules.sinks for parts in self._parts]
+        self._sinks = [None if one is None else one.float().contiguous() for one in sinks]
+        described = map(_describe, itertools.repeat(library), self._parts, self._sinks)
+        self._layers = (_Layer * len(layers))(*described)
+        self._pool: KvPool | None = None
+        each = [(one.qkv, one.out, one.both, one.down) for one in self._parts]
+        self._widest = {matrix.num_columns: matrix for four in each for matrix in four}.values()
+        wanted = ((a.num_rows, b.num_columns, c.num_rows, d.num_columns) for a, b, c, d in each)
+        self._per_token = [max(sizes) for sizes in zip(*wanted, strict=True)]
 
     def run(
         self,
         x: torch.Tensor,
-        tables: tuple[torch.Tensor, torch.Tensor],
-        pools: tuple[torch.Tensor, torch.Tensor],
+        tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        pool: KvPool,
         rows: PagedRows,
         token_slots: torch.Tensor,
     ) -> torch.Tensor:
-        """[tokens, width], contiguous → the same.
+        """[tokens, width] → the same.
 
         Args:
-            tables: cos and sin, float32 [tokens, pairs], rows contiguous.
-            pools: K and V of this layer, as of PagedAttention.attend.
+            tables: of each layer cos and sin, float32 [tokens, pairs], rows contiguous.
             token_slots: int64 [tokens]: where each token's K and V go.
         """
-        cos, sin = tables
+        if pool is not self._pool:
+            self._take(pool)
         num_tokens, width = x.shape
+        added, *room = self._room.take(self._sizes(num_tokens, width))
         block_tables, table_stride, query_lens, context_lens, num_rows = rows.arguments
         step = _Step(
-            tables=block_tables,
-            query_lens=query_lens,
-            context_lens=context_lens,
-            slots=token_slots.data_ptr(),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
+            block_tables,
+            query_lens,
+            context_lens,
+            token_slots.data_ptr(),
+            None,
+            None,
+            *room,
             table_stride=table_stride,
             num_rows=num_rows,
-            block_size=pools[0].shape[1],
+            block_size=pool.keys[0].shape[1],
             num_tokens=num_tokens,
-            cos_stride=cos.stride(0),
-            pairs=cos.shape[1],
             num_threads=torch.get_num_threads(),
         )
-        added, *room = self._room.take(self._sizes(num_tokens, width))
-        for name, address in zip(_ROOM, room, strict=True):
-            setattr(step, name, address)
-        if pools[0].dtype is not self._pool_dtype:
-            self._take_pools_of(pools[0].dtype)
-        layer = self._layer
-        layer.keys, layer.values = pools[0].data_ptr(), pools[1].data_ptr()
-        out = torch.empty_like(x)
-        self._call(layer, step, x.data_ptr(), added, out.data_ptr())
+        distinct = {id(pair): pair for pair in tables}
+        steps = {number: _with_tables(step, *pair) for number, pair in distinct.items()}
+        addresses = [ctypes.addressof(steps[id(pair)]) for pair in tables]
+        each = (_POINTER * len(addresses))(*addresses)
+        out = x.clone(memory_format=torch.contiguous_format)
+        self._call(self._layers, each, len(addresses), out.data_ptr(), added)
         return out
 
-    def _take_pools_of(self, dtype: torch.dtype) -> None:
-        name = str(dtype).removeprefix("torch.")
-        self._layer.write_kv = self._library.address(f"write_kv_{name}")
-        self._layer.attend = self._library.address(f"paged_attention_{name}")
-        self._pool_dtype = dtype
+    def _take(self, pool: KvPool) -> None:
+        """Addresses of the pool's tensors, which live as long as it is known here."""
+        name = str(pool.keys[0].dtype).removeprefix("torch.")
+        write, attend = (
+            self._library.address(f"{function}_{name}")
+            for function in ("write_kv", "paged_attention")
+        )
+        for layer, number in zip(self._layers, self._numbers, strict=True):
+            layer.write_kv, layer.attend = write, attend
+            layer.keys = pool.keys[number].data_ptr()
+            layer.values = pool.values[number].data_ptr()
+        self._pool = pool
 
     def _sizes(self, num_tokens: int, width: int) -> list[int]:
-        """In floats: what is added, then in the order of _ROOM."""
-        parts = self._parts
-        matrices = (parts.qkv, parts.out, parts.both, parts.down)
-        return [
-            num_tokens * width,
-            num_tokens * width,
-            num_tokens * parts.qkv.num_rows,
-            num_tokens * parts.out.num_columns,
-            num_tokens * parts.both.num_rows,
-            num_tokens * parts.down.num_columns,
-            max(matrix.scratch_size(num_tokens) for matrix in matrices),
-        ]
+        """In floats, what the largest layer wants: what is added, then in the order of _ROOM."""
+        scratch = max(matrix.scratch_size(num_tokens) for matrix in self._widest)
+        return [num_tokens * size for size in (width, width, *self._per_token)] + [scratch]
+
+
+def _with_tables(step: _Step, cos: torch.Tensor, sin: torch.Tensor) -> _Step:
+    own = _Step.from_buffer_copy(step)
+    own.cos, own.sin = cos.data_ptr(), sin.data_ptr()
+    own.cos_stride, own.pairs = cos.stride(0), cos.shape[1]
+    return own
 
 
 def _describe(library: Library, parts: LayerParts, sinks: torch.Tensor | None) -> _Layer:

@@ -5,6 +5,7 @@ None of them knows an architecture: `fusing` puts them where they were seen to c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 from services.shard.attention import ScoreRules
 from services.shard.footprint import WithoutParameters
 from services.shard.kernels.elementwise import Elementwise
-from services.shard.kernels.layers import LayerKernel
+from services.shard.kernels.layers import LayerParts, LayersKernel, Room
+from services.shard.kernels.library import Library
 from services.shard.kernels.products import PackedMatrix
 
 
@@ -32,6 +34,10 @@ class FusedNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., width] → the same."""
         return self._kernels.rms_norm(x, self.weight, self.eps, offset=self.offset)
+
+
+# cos and sin, as the model gives them to its layers: [1, tokens, head_dim] each.
+Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ class FusedAttention(WithoutParameters):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: Tables,
         *_: Any,
         paged: Any,
         **__: Any,
@@ -152,26 +158,54 @@ class FusedLayer(WithoutParameters):
 
     Args:
         layer: its number.
+
+    Attributes:
+        stack: the layers that it runs with.
     """
 
-    def __init__(self, kernel: LayerKernel, layer: int, neighbours: bool) -> None:
+    def __init__(self, library: Library, room: Room, layer: int, parts: LayerParts) -> None:
         super().__init__()
-        self._kernel = kernel
-        self._layer = layer
-        self._neighbours = neighbours
+        self.layer, self.parts = layer, parts
+        self.stack = Stack(library, room, [self])
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         *_: Any,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: Tables,
         paged: Any,
         **__: Any,
     ) -> torch.Tensor:
-        """[1, tokens, width] → the same."""
-        cos, sin = (
-            _one_per_pair(table[0], self._neighbours).contiguous() for table in position_embeddings
-        )
-        pools = (paged.pool.keys[self._layer], paged.pool.values[self._layer])
-        states = hidden_states[0].contiguous()
-        return self._kernel.run(states, (cos, sin), pools, paged.rows, paged.token_slots)[None]
+        """[1, tokens, width] → the same; see Stack."""
+        return self.stack.called(self, hidden_states, position_embeddings, paged)
+
+
+class Stack:
+    """Layers that follow one another with nothing between them: each but the last gives back what
+    it was given, the last computes them all in one call."""
+
+    def __init__(self, library: Library, room: Room, layers: Sequence[FusedLayer]) -> None:
+        self._numbers = [layer.layer for layer in layers]
+        self._kernel = LayersKernel(library, {one.layer: one.parts for one in layers}, room)
+        self._neighbours = layers[0].parts.neighbours
+        # of the layers that were called
+        self._tables: list[Tables] = []
+
+    def called(
+        self, layer: FusedLayer, states: torch.Tensor, tables: Tables, paged: Any
+    ) -> torch.Tensor:
+        """The model calls a layer."""
+        if layer.layer == self._numbers[0]:  # a pass before this may have broken off
+            self._tables = []
+        self._tables.append(tables)
+        if layer.layer != self._numbers[-1]:
+            return states
+        # most models have one pair of tables for all layers
+        tables_by_id = {id(each): each for each in self._tables}
+        pairs = {number: self._one_per_pair(each) for number, each in tables_by_id.items()}
+        given = [pairs[id(each)] for each in self._tables]
+        return self._kernel.run(states[0], given, paged.pool, paged.rows, paged.token_slots)[None]
+
+    def _one_per_pair(self, tables: Tables) -> Tables:
+        cos, sin = (_one_per_pair(table[0], self._neighbours).contiguous() for table in tables)
+        return cos, sin

@@ -7,20 +7,17 @@ noise beside the module itself; what none of them repeats stays as it is.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from services.shard.footprint import WithoutParameters, footprint
 from services.shard.forward import PagedContext
 from services.shard.kernels.elementwise import GATES, Elementwise
-from services.shard.kernels.layers import LayerKernel, LayerParts, Norm, Room
+from services.shard.kernels.layers import LayerParts, Norm, Room
 from services.shard.kernels.library import Library
-from services.shard.kernels.paged import PagedAttention, PagedRows
-from services.shard.kv_pool import KvPool, KvShape
 from services.shard.surgery.fused import (
     FusedAttention,
     FusedLayer,
@@ -30,11 +27,10 @@ from services.shard.surgery.fused import (
     HeadRules,
 )
 from services.shard.surgery.packed import PackedLinear
+from services.shard.surgery.stacking import stack
+from services.shard.surgery.trial import NUM_TOKENS, agree, given, one_page
 from services.shard.surgery.watching import NoPages
 
-_NUM_TOKENS = 3
-# Of the largest value: float32 through a product or two.
-_TOLERANCE = 1e-4
 _ACTIVATIONS = tuple({kernel: name for name, kernel in GATES.items()}.values())
 
 
@@ -45,7 +41,7 @@ class Fusing:
         self._library = library
         self._kernels = Elementwise(library, torch.float32)
         self._room = Room()
-        self.counts = {"norms": 0, "mlps": 0, "attentions": 0, "layers": 0}
+        self.counts = {"norms": 0, "mlps": 0, "attentions": 0, "layers": 0, "stacked": 0}
         self._draw = torch.Generator().manual_seed(0)
 
     def run(self, model: Any) -> None:
@@ -63,6 +59,7 @@ class Fusing:
                         _take_over(fused, module)
                         model.set_submodule(path, fused)
                         self.counts[kind] += 1
+            self.counts["stacked"] = stack(self._library, self._room, model)
 
     def _norm(self, module: Any) -> nn.Module | None:
         parameters = dict(module.named_parameters())
@@ -70,11 +67,11 @@ class Fusing:
         if list(parameters) != ["weight"] or parameters["weight"].dim() != 1 or not eps:
             return None
         weight = parameters["weight"]
-        x = self._noise(_NUM_TOKENS, len(weight))
+        x = self._noise(NUM_TOKENS, len(weight))
         wanted = module(x)
         for offset in (0.0, 1.0):
             fused = FusedNorm(self._kernels, weight, float(eps), offset)
-            if _agree(fused(x), wanted):
+            if agree(fused(x), wanted):
                 return fused
         return None
 
@@ -90,12 +87,12 @@ class Fusing:
                 continue
             if both.num_rows != 2 * down.num_columns or both.num_columns != down.num_rows:
                 continue
-            x = self._noise(1, _NUM_TOKENS, both.num_columns)
-            wanted = _given(module, x)
+            x = self._noise(1, NUM_TOKENS, both.num_columns)
+            wanted = given(module, x)
             for activation, gate_first in itertools.product(_ACTIVATIONS, (True, False)):
                 gated = Gated(activation, gate_first)
                 fused = FusedMlp(self._kernels, both, down, gated)
-                if wanted is not None and _agree(fused(x), wanted):
+                if wanted is not None and agree(fused(x), wanted):
                     return fused
         return None
 
@@ -106,17 +103,17 @@ class Fusing:
         if layer is None or sorted(len(one.matrix.sizes) for one in shared) != [1, 3]:
             return None
         out, qkv = sorted((one.matrix for one in shared), key=lambda matrix: len(matrix.sizes))
-        hidden = self._noise(1, _NUM_TOKENS, qkv.num_columns)
+        hidden = self._noise(1, NUM_TOKENS, qkv.num_columns)
         tables = _tables(model, module, hidden)
         seen = _Seen()
-        wanted = _given(module, hidden, tables, None, paged=seen)
+        wanted = given(module, hidden, tables, None, paged=seen)
         if wanted is None or seen.q is None or tables is None:
             return None
         for rules in _head_rules(module, seen):
             fused = FusedAttention(self._kernels, layer, qkv, out, rules)
             own = _Seen()
-            got = _given(fused, hidden, tables, None, paged=own)
-            if got is not None and _agree(got[0], wanted[0]) and own.agrees(seen):
+            got = given(fused, hidden, tables, None, paged=own)
+            if got is not None and agree(got[0], wanted[0]) and own.agrees(seen):
                 return fused
         return None
 
@@ -128,21 +125,25 @@ class Fusing:
         if (len(attentions), len(mlps)) != (1, 1) or len(norms) + 2 != len(children):
             return None
         attention, mlp = attentions[0], mlps[0]
-        hidden = self._noise(1, _NUM_TOKENS, mlp.both.num_columns)
+        hidden = self._noise(1, NUM_TOKENS, mlp.both.num_columns)
         tables = _tables(model, attention, hidden)
-        wanted_page = _one_page(self._library, attention)
-        wanted = _given(module, hidden, position_embeddings=tables, paged=wanted_page)
+        wanted_page = self._page(attention)
+        wanted = given(module, hidden, position_embeddings=tables, paged=wanted_page)
         if not isinstance(wanted, torch.Tensor):
             return None
         for places in _norm_places(norms):
             parts = _parts(attention, mlp, places, getattr(module, "residual_multiplier", 1.0))
-            kernel = LayerKernel(self._library, parts, self._room)
-            fused = FusedLayer(kernel, attention.layer, attention.rules.neighbours)
-            page = _one_page(self._library, attention)
+            fused = FusedLayer(self._library, self._room, attention.layer, parts)
+            page = self._page(attention)
             got = fused(hidden, position_embeddings=tables, paged=page)
-            if _agree(got, wanted) and _agree(page.pool.keys[-1], wanted_page.pool.keys[-1]):
+            if agree(got, wanted) and agree(page.pool.keys[-1], wanted_page.pool.keys[-1]):
                 return fused
         return None
+
+    def _page(self, attention: FusedAttention) -> PagedContext:
+        rules = attention.rules
+        num_kv_heads = attention.qkv.sizes[rules.order[1]] // rules.head_dim
+        return one_page(self._library, attention.layer + 1, num_kv_heads, rules.head_dim)
 
     def _noise(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self._draw)
@@ -152,7 +153,7 @@ class _Seen(NoPages):
     """What a module asked of the paged attention."""
 
     def __init__(self) -> None:
-        super().__init__(torch.arange(_NUM_TOKENS))
+        super().__init__(torch.arange(NUM_TOKENS))
         self.q: torch.Tensor | None = None
         self.states: list[torch.Tensor] = []
         self.rules: Any = None
@@ -172,7 +173,7 @@ class _Seen(NoPages):
     def agrees(self, other: _Seen) -> bool:
         """The same queries, keys and values."""
         return len(self.states) == len(other.states) == 3 and all(
-            _agree(own, theirs) for own, theirs in zip(self.states, other.states, strict=True)
+            agree(own, theirs) for own, theirs in zip(self.states, other.states, strict=True)
         )
 
 
@@ -183,22 +184,6 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
         own, all_of_it = footprint(new), footprint(old)
         new.num_weights += all_of_it[0] - own[0]
         new.weight_bytes += all_of_it[1] - own[1]
-
-
-def _one_page(library: Library, attention: FusedAttention) -> PagedContext:
-    """Room for the tokens of one sequence in a pool of one block."""
-    num_kv_heads = attention.qkv.sizes[attention.rules.order[1]] // attention.rules.head_dim
-    num_layers = attention.layer + 1
-    shape = KvShape(num_layers, num_kv_heads, attention.rules.head_dim, _NUM_TOKENS, torch.float32)
-    pool = KvPool(shape, 1, torch.device("cpu"))
-    rows = PagedRows.of(*(np.array(value) for value in ([[0]], [_NUM_TOKENS], [_NUM_TOKENS])))
-    kernels = PagedAttention(library, torch.float32)
-
-    def attend(q: torch.Tensor, *asked: Any) -> torch.Tensor:
-        keys, values, rules, window = asked
-        return kernels.attend(q, keys, values, rows, rules, window)
-
-    return PagedContext(pool, attend, torch.arange(_NUM_TOKENS), kernels, rows)
 
 
 def _norm_places(norms: list[FusedNorm]) -> Iterator[list[FusedNorm | None]]:
@@ -259,23 +244,9 @@ def _head_rules(module: nn.Module, seen: _Seen) -> Iterator[HeadRules]:
 def _tables(model: Any, module: Any, hidden: torch.Tensor) -> Any:
     """cos and sin as the model would give them to a module; None where it has no such thing."""
     rotary = getattr(getattr(model, model.base_model_prefix), "rotary_emb", None)
-    positions = torch.arange(5, 5 + _NUM_TOKENS)[None]
+    positions = torch.arange(5, 5 + NUM_TOKENS)[None]
     if rotary is None:
         return None
     kind = getattr(module, "layer_type", None)
-    by_kind = _given(rotary, hidden, positions, kind) if kind else None
-    return by_kind or _given(rotary, hidden, positions)
-
-
-def _given(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What it gives; None where it can't be called like that."""
-    try:
-        return compute(*args, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
-        return None
-
-
-def _agree(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    if got.shape != wanted.shape or not bool(torch.isfinite(wanted).all()):
-        return False
-    return bool((got - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
+    by_kind = given(rotary, hidden, positions, kind) if kind else None
+    return by_kind or given(rotary, hidden, positions)

@@ -1,8 +1,8 @@
-// A whole decoder layer in one call, float32 between its matrices: what lies between kernels is then
+// Whole decoder layers in one call, float32 between their matrices: what lies between kernels is then
 // a function call and not an interpreter.
 //
-//   out = x + m * after_attention(attention(before_attention(x)))
-//   out = out + m * after_mlp(mlp(before_mlp(out)))
+//   x = x + m * after_attention(attention(before_attention(x)))
+//   x = x + m * after_mlp(mlp(before_mlp(x)))
 //
 // Norms without a weight are not there.
 #include "panels.h"
@@ -61,7 +61,7 @@ struct Layer {
   int32_t neighbours, norm_whole, gate_first;
 };
 
-// What all layers of a step have in common.
+// What layers of a step have in common.
 struct Step {
   const int64_t* tables;
   const int64_t* query_lens;
@@ -131,23 +131,28 @@ void mlp(const Layer& layer, const Step& step, const float* x, float* out) {
   multiply(layer.down, step, step.hidden, out, layer.down.num_rows);
 }
 
-// out = x + multiplier * added
-void add(const float* x, const float* added, float multiplier, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = x[i] + multiplier * added[i];
+// x = x + multiplier * added
+void add(const float* added, float multiplier, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] + multiplier * added[i];
+}
+
+void run(const Layer& layer, const Step& step, float* states, float* added) {
+  const int64_t tokens = step.num_tokens, width = layer.down.num_rows;
+  const float* from = normed(layer.before_attention, states, tokens, width, step.normed);
+  attention(layer, step, from, added);
+  from = normed(layer.after_attention, added, tokens, width, step.normed);
+  add(from, layer.multiplier, tokens * width, states);
+  from = normed(layer.before_mlp, states, tokens, width, step.normed);
+  mlp(layer, step, from, added);
+  from = normed(layer.after_mlp, added, tokens, width, step.normed);
+  add(from, layer.multiplier, tokens * width, states);
 }
 
 }  // namespace
 
-// x, out: [tokens, width], not the same. `added` is room for as much.
-extern "C" void infermesh_layer(const Layer* layer, const Step* step, const float* x, float* added,
-                                float* out) {
-  const int64_t tokens = step->num_tokens, width = layer->down.num_rows;
-  const float* from = normed(layer->before_attention, x, tokens, width, step->normed);
-  attention(*layer, *step, from, added);
-  from = normed(layer->after_attention, added, tokens, width, step->normed);
-  add(x, from, layer->multiplier, tokens * width, out);
-  from = normed(layer->before_mlp, out, tokens, width, step->normed);
-  mlp(*layer, *step, from, added);
-  from = normed(layer->after_mlp, added, tokens, width, step->normed);
-  add(out, from, layer->multiplier, tokens * width, out);
+// One layer after another over states [tokens, width], in place. `added` is room for as much; each
+// layer has its step, as not all of a model's turn their heads by the same tables.
+extern "C" void infermesh_layers(const Layer* layers, const Step* const* steps, int64_t count,
+                                 float* states, float* added) {
+  for (int64_t i = 0; i < count; ++i) run(layers[i], *steps[i], states, added);
 }

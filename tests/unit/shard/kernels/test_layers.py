@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from services.shard.attention import ScoreRules
-from services.shard.kernels.layers import LayerKernel, LayerParts, Norm, Room
+from services.shard.kernels.layers import LayerParts, LayersKernel, Norm, Room
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedRows
 from services.shard.kernels.products import Packer
+from services.shard.kv_pool import KvPool, KvShape
 
 WIDTH, HEADS, KV_HEADS, DIM, HIDDEN = 24, 6, 2, 20, 40
 NUM_TOKENS, BLOCK = 5, 4
-Pools = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture
-def layer(kernels: Library) -> LayerKernel:
+def layer(kernels: Library) -> LayersKernel:
     draw = torch.Generator().manual_seed(1)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -45,40 +45,41 @@ def layer(kernels: Library) -> LayerKernel:
         gate_first=True,
         multiplier=1.0,
     )
-    return LayerKernel(kernels, parts, Room())
+    return LayersKernel(kernels, {0: parts}, Room())
 
 
-def ones(dtype: torch.dtype) -> Pools:
+def filled(dtype: torch.dtype, k: torch.Tensor | float, v: torch.Tensor | float) -> KvPool:
     """K and V of six blocks."""
-    shape = (6, BLOCK, KV_HEADS, DIM)
-    return torch.ones(shape, dtype=dtype), torch.ones(shape, dtype=dtype)
+    pool = KvPool(KvShape(1, KV_HEADS, DIM, BLOCK, dtype), 6, torch.device("cpu"))
+    pool.keys[0][:], pool.values[0][:] = k, v
+    return pool
 
 
-def run(layer: LayerKernel, x: torch.Tensor, pools: Pools, slots: torch.Tensor) -> torch.Tensor:
+def run(layer: LayersKernel, x: torch.Tensor, pool: KvPool, slots: torch.Tensor) -> torch.Tensor:
     """The last tokens of one sequence in blocks 2, 0, 3."""
     angles = torch.arange(float(NUM_TOKENS))[:, None] * 10.0 ** -torch.arange(DIM / 2)
     rows = PagedRows.of(np.array([[2, 0, 3]]), np.array([NUM_TOKENS]), np.array([11]))
-    return layer.run(x, (angles.cos(), angles.sin()), pools, rows, slots)
+    return layer.run(x, [(angles.cos(), angles.sin())], pool, rows, slots)
 
 
-def test_a_layer_writes_what_it_would_write_in_float32_rounded_once(layer: LayerKernel) -> None:
+def test_a_layer_writes_what_it_would_write_in_float32_rounded_once(layer: LayersKernel) -> None:
     x = torch.randn(NUM_TOKENS, WIDTH)
     slots = torch.tensor([1, 2, 3, 12, 13])
-    wide, narrow = ones(torch.float32), ones(torch.bfloat16)
-    for pools in (wide, narrow, wide):  # back again, too
-        run(layer, x, pools, slots)
-    for one, other in zip(wide, narrow, strict=True):
+    wide, narrow = filled(torch.float32, 1, 1), filled(torch.bfloat16, 1, 1)
+    for pool in (wide, narrow, wide):  # back again, too
+        run(layer, x, pool, slots)
+    for one, other in ((wide.keys[0], narrow.keys[0]), (wide.values[0], narrow.values[0])):
         assert bool((one.flatten(0, 1)[slots] != 1).any(-1).all())
         assert torch.equal(one.bfloat16(), other)
 
 
 def test_a_layer_reads_the_same_from_either_type_where_values_are_the_same(
-    layer: LayerKernel,
+    layer: LayersKernel,
 ) -> None:
     x = torch.randn(NUM_TOKENS, WIDTH)
     k, v = (torch.randn(6, BLOCK, KV_HEADS, DIM).bfloat16() for _ in "kv")
     elsewhere = torch.arange(NUM_TOKENS) + 4 * BLOCK  # what it writes is not what it reads
-    wanted = run(layer, x, (k.float(), v.float()), elsewhere)
-    assert torch.equal(run(layer, x, (k, v), elsewhere), wanted)
+    wanted = run(layer, x, filled(torch.float32, k, v), elsewhere)
+    assert torch.equal(run(layer, x, filled(torch.bfloat16, k, v), elsewhere), wanted)
     k.flatten(0, 1)[2 * BLOCK] += 1
-    assert not torch.equal(run(layer, x, (k, v), elsewhere), wanted)
+    assert not torch.equal(run(layer, x, filled(torch.bfloat16, k, v), elsewhere), wanted)

@@ -1,0 +1,50 @@
+"""How a module is tried beside another: a few tokens of one sequence, and room for what they leave.
+
+Decides nothing but whether two results agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.shard.forward import PagedContext
+from services.shard.kernels.library import Library
+from services.shard.kernels.paged import PagedAttention, PagedRows
+from services.shard.kv_pool import KvPool, KvShape
+
+NUM_TOKENS = 3
+# Of the largest value: float32 through a product or two.
+_TOLERANCE = 1e-4
+
+
+def one_page(library: Library, num_layers: int, num_kv_heads: int, head_dim: int) -> PagedContext:
+    """Room for NUM_TOKENS of one sequence in a pool of one block."""
+    shape = KvShape(num_layers, num_kv_heads, head_dim, NUM_TOKENS, torch.float32)
+    pool = KvPool(shape, 1, torch.device("cpu"))
+    rows = PagedRows.of(*(np.array(value) for value in ([[0]], [NUM_TOKENS], [NUM_TOKENS])))
+    kernels = PagedAttention(library, torch.float32)
+
+    def attend(q: torch.Tensor, *asked: Any) -> torch.Tensor:
+        keys, values, rules, window = asked
+        return kernels.attend(q, keys, values, rows, rules, window)
+
+    return PagedContext(pool, attend, torch.arange(NUM_TOKENS), kernels, rows)
+
+
+def given(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What it gives; None where it can't be called like that."""
+    try:
+        return compute(*args, **kwargs)
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        return None
+
+
+def agree(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """They are the same but for rounding."""
+    if got.shape != wanted.shape or not bool(torch.isfinite(wanted).all()):
+        return False
+    return bool((got - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
