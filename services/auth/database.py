@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -29,6 +29,9 @@ _CONNECT_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 1.0
 _POOL_SIZE = 8
+
+# Time and length of a database's files.
+Trace: TypeAlias = tuple[tuple[int, int], ...]
 
 
 def async_url(text: str) -> URL:
@@ -96,6 +99,18 @@ class Database:
                 await connection.execution_options(infermesh_writes=True)
                 async with connection.begin():
                     yield connection
+
+    def trace(self) -> Trace | None:
+        """What every committed write changes, without asking the database; None where there is no
+        such thing."""
+        path = self.url.database
+        if not self.is_sqlite or not path or path.startswith("file:"):
+            return None
+        try:
+            found = [os.stat(name) for name in (path, f"{path}-wal")]
+        except OSError:  # no log, or no database: to ask it says which
+            return None
+        return tuple((one.st_mtime_ns, one.st_size) for one in found)
 
     async def close(self) -> None:
         """Closes every connection."""

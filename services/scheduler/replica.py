@@ -78,6 +78,7 @@ class Replica:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        # Its state, or which requests run and wait; not what moves with every step.
         self.changed = Signal()
         # Called when the replica stops: sessions have to end.
         self.on_stop: set[Callable[[], None]] = set()
@@ -100,6 +101,7 @@ class Replica:
         # Why every request had better go on elsewhere, as long as it had.
         self._offer: MoveReason | None = None
         self._deadline_moved = asyncio.Event()
+        self._num_requests = (0, 0)
 
     @property
     def state(self) -> State:
@@ -184,6 +186,15 @@ class Replica:
         )
         self.batcher = Batcher(settings, facts, model.capacity, self.stats, self._clock)
         self.changed.notify()
+
+    def stepped(self) -> None:
+        """A step is over: there may be more to plan."""
+        self.work.set()
+        if self.batcher is not None:
+            roster, before = self.batcher.roster, self._num_requests
+            self._num_requests = (len(roster.ledger.running), len(roster.queue))
+            if self._num_requests != before:
+                self.changed.notify()
 
     def fail_all(self, error: MeshError) -> None:
         """Ends every open request."""

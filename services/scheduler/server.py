@@ -18,7 +18,9 @@ from services.scheduler.outbox import MAX_UNREAD_PER_CHOICE
 from services.scheduler.replica import Replica, State
 from services.scheduler.session import Session
 
-_MIN_WATCH_S, _MAX_WATCH_S = 0.05, 1.0
+# How soon a watcher is told more: of requests and of the replica's state; of what moves with every
+# step (blocks, rates); and if there is nothing to tell.
+_MIN_WATCH_S, _MOVING_WATCH_S, _MAX_WATCH_S = 0.05, 0.25, 1.0
 _FILE_CHUNK_BYTES = 1 << 20
 _LOADING_RETRY_S = 2.0
 
@@ -63,10 +65,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             if news is not None:
                 status.blocks.CopyFrom(_blocks_to_pb(news))
             yield status
-            await asyncio.sleep(_MIN_WATCH_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_MAX_WATCH_S - _MIN_WATCH_S):
-                    await changed.wait()
+            await self._until_due(changed)
 
     async def GetModel(  # the RPC's name
         self, request: pb.SchedulerServiceGetModelRequest, context: Any
@@ -89,6 +88,14 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         if request.HasField("grace"):
             grace_s = request.grace.ToTimedelta().total_seconds()
         return pb.DrainResponse(num_open=await self._replica.empty(grace_s))
+
+    async def _until_due(self, changed: asyncio.Event) -> None:
+        """Returns when a watcher should hear more; `changed` is what it was not told of."""
+        await asyncio.sleep(_MIN_WATCH_S)
+        longest_s = _MOVING_WATCH_S if self._replica.load().num_running else _MAX_WATCH_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s - _MIN_WATCH_S):
+                await changed.wait()
 
     def _status(self) -> pb.WatchReplicaResponse:
         replica = self._replica

@@ -118,8 +118,7 @@ class ShardLoop:
             batcher.commit(result)
             self._patience.took(num_tokens, result.timings.execute_us / 1e6)
             self._pause_s = _MIN_PAUSE_S
-            self._replica.work.set()
-            self._replica.changed.notify()
+            self._replica.stepped()
 
     async def _send_steps(self, stream: StepStream, batcher: Batcher) -> None:
         work, max_wait_s = self._replica.work, self._replica.config.max_wait_ms / 1000
