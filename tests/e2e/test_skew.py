@@ -5,6 +5,7 @@ The previous one is real code in real processes, see tests/skew.
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -125,6 +126,25 @@ async def test_no_request_fails_while_a_mesh_is_upgraded_and_rolled_back(
         assert all(len(texts) == 1 for texts in load.texts.values())
         wait_until(lambda: billed(tmp_path) >= load.outcomes["ok"], 20.0)
         assert billed(tmp_path) == load.outcomes["ok"]
+
+
+@pytest.mark.slow
+def test_up_says_what_to_upgrade_when_a_scheduler_speaks_another_protocol(tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    for package in ("infermesh", "services"):
+        shutil.copytree(ROOT / package, later / package)
+    version = later / "infermesh" / "version.py"
+    version.write_text(version.read_text().replace("PROTOCOL = 1", "PROTOCOL = 99"))
+    installed = Installation(tmp_path)
+    installed.install((), {"services.scheduler": later})
+    mesh = Mesh(tmp_path, "--engine", "simulated", "--no-cache", python_path=installed.path)
+    try:
+        assert mesh.process.wait(120) == 1, mesh.logs()
+    finally:
+        mesh.close()
+    said = mesh.output.read_text()
+    assert "which speaks protocols 99 to 99; its caller is version" in said
+    assert "which speaks 1 to 1: upgrade the caller first" in said
 
 
 def may_go_back(previous: Path) -> list[str]:

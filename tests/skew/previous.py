@@ -4,7 +4,7 @@ Owns which module runs from where. The archive is `freeze.py`'s.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.skew.freeze import ROOT, unpack
@@ -36,11 +36,16 @@ class Installation:
         (self.path / "sitecustomize.py").write_text(_SHIM)
         self.install(())
 
-    def install(self, previous: Iterable[str]) -> None:
-        """From now on these modules start in the previous version, all others in the present."""
+    def install(self, previous: Iterable[str], others: Mapping[str, Path] | None = None) -> None:
+        """From now on these modules start in the previous version, all others in the present.
+
+        Args:
+            others: modules that start from another folder still.
+        """
         folders = {name: str(ROOT) for name in MODULES} | {
             name: str(self.previous) for name in previous
         }
+        folders |= {name: str(folder) for name, folder in (others or {}).items()}
         whole = self.path / "folders.new"
         whole.write_text(json.dumps(folders))
         whole.replace(self.path / "folders.json")
