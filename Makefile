@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model chart-files supported-table clean
+.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model chart-files freeze-previous supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,8 @@ lint: $(VENV)/.ready-dev check-protos type ## formatting, lint, types, imports, 
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format --diff --exit-code protos
+	@old=$$(mktemp -d) && trap 'rm -rf "$$old"' EXIT && $(BIN)/python -m tests.skew.freeze --unpack "$$old" \
+	  && $(BIN)/buf breaking protos --against "$$old/protos"
 
 type: $(VENV)/.ready-dev ## mypy in strict mode
 	@$(BIN)/mypy -p infermesh -p gateway -p services
@@ -75,6 +77,9 @@ demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accura
 chart-files: $(VENV)/.ready-dev ## write the chart's schema and the snapshots of its examples anew
 	@$(BIN)/python -m deploy.helm.make_schema
 	@$(BIN)/python -m tests.deploy.golden
+
+freeze-previous: $(VENV)/.ready-dev ## keep REV, a release, as the version that the next one is tested beside
+	@$(BIN)/python -m tests.skew.freeze $(REV)
 
 supported-table: $(VENV)/.ready-dev ## print README.md's table of models anew from the tests
 	@$(BIN)/python -m tests.supported_table --write

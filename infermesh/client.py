@@ -165,13 +165,19 @@ class Client:
 def _delta(choice: pb.ChoiceDelta) -> Delta:
     reason = None
     if choice.finish_reason:
-        name = sampling_pb2.FinishReason.Name(choice.finish_reason)
-        reason = name.removeprefix("FINISH_REASON_").lower()
+        reason = _finish_reason(choice.finish_reason)
     logprobs = tuple(
         TokenLogprob(e.token_id, e.token, e.logprob, tuple(map(_top, e.top)))
         for e in choice.logprobs
     )
     return Delta(choice.text, choice.index, tuple(choice.token_ids), reason, logprobs)
+
+
+def _finish_reason(reason: "sampling_pb2.FinishReason.ValueType") -> str:
+    """`length` for FINISH_REASON_LENGTH; a newer gateway's reasons are `other`."""
+    if reason not in sampling_pb2.FinishReason.values():
+        return "other"
+    return sampling_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 
 def _top(entry: pb.TopLogprob) -> TokenLogprob:

@@ -8,7 +8,7 @@
     ├── QueueFull, DeadlineExceeded, Cancelled, SlowConsumer
     ├── RateLimitExceeded, InsufficientQuota
     ├── Unavailable ── ReplicaUnavailable, ModelLoading, Draining, AuthUnavailable
-    ├── StaleEpoch, ProtocolViolation
+    ├── StaleEpoch, ProtocolViolation, IncompatibleVersion
     └── Internal ── UnsupportedModel, ModelLoadFailed, OutOfMemory, NumericalError, Poisoned
 
 Services raise these; only interceptors and HTTP handlers translate them. Configuration errors are
@@ -245,6 +245,14 @@ class ProtocolViolation(MeshError):
     http_status = 500
 
 
+class IncompatibleVersion(MeshError):
+    """Caller and service speak no common protocol; the message says what to upgrade first."""
+
+    reason = pb.ERROR_REASON_INCOMPATIBLE_VERSION
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 503
+
+
 class Internal(MeshError):
     """A defect of ours."""
 
@@ -315,9 +323,18 @@ BY_GRPC_CODE: dict[grpc.StatusCode, type[MeshError]] = {
 }
 
 
-def from_reason(reason: "pb.ErrorReason.ValueType", message: str, **facts: object) -> MeshError:
-    """The error of a reason; an unknown reason is an Internal error."""
-    cls = BY_REASON.get(reason, Internal)
+def from_reason(
+    reason: "pb.ErrorReason.ValueType",
+    message: str,
+    unknown: type[MeshError] = Internal,
+    **facts: object,
+) -> MeshError:
+    """The error of a reason.
+
+    Args:
+        unknown: what a reason means that only a newer version knows.
+    """
+    cls = BY_REASON.get(reason, unknown)
     return cls(message, **facts)  # type: ignore[arg-type]  # facts are MeshError's keywords
 
 
@@ -329,11 +346,12 @@ def to_detail(error: MeshError) -> pb.ErrorDetail:
     return detail
 
 
-def from_detail(detail: pb.ErrorDetail) -> MeshError:
-    """The inverse of `to_detail`."""
+def from_detail(detail: pb.ErrorDetail, unknown: type[MeshError] = Internal) -> MeshError:
+    """The inverse of `to_detail`; `unknown` as in `from_reason`."""
     return from_reason(
         detail.reason,
         detail.message,
+        unknown,
         param=detail.param or None,
         retry_after_s=(
             detail.retry_after.ToTimedelta().total_seconds()

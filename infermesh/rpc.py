@@ -21,6 +21,8 @@ from infermesh.security.identities import Identity
 from infermesh.security.renewing_channel import RenewingChannel
 from infermesh.telemetry import logs
 from infermesh.telemetry.vitals import PROCESS
+from infermesh.version import HERE
+from infermesh.version_guard import VersionGuard
 
 MAX_MESSAGE_BYTES = 32 << 20
 _log = logs.get(__name__)
@@ -48,6 +50,7 @@ _CHANNEL = (
     ("grpc.enable_channelz", 1),
     # Channels to one address must not share a backoff: a probe must not delay a session.
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.secondary_user_agent", str(HERE)),
 )
 
 
@@ -69,7 +72,7 @@ def create_server(
     options = (*_SERVER, ("grpc.so_reuseport", int(reuse_port)))
     guards = [Guard()] if guarded else []
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(write_timeout_s), *guards, *interceptors],
+        interceptors=[ErrorInterceptor(write_timeout_s), VersionGuard(), *guards, *interceptors],
         options=options,
         maximum_concurrent_rpcs=max_concurrent,
     )

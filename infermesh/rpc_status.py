@@ -65,8 +65,12 @@ def from_rpc_error(exc: grpc.aio.AioRpcError) -> errors.MeshError:
     }
     for key, value in metadata:
         if key == _DETAIL_TRAILER:
-            error = errors.from_detail(pb.ErrorDetail.FromString(value))
+            detail = pb.ErrorDetail.FromString(value)
+            error = errors.from_detail(detail, _by_code(exc))
             error.metadata.update(facts)
             return error
-    cls = errors.BY_GRPC_CODE.get(exc.code(), errors.Internal)
-    return cls(exc.details() or f"the call failed with {exc.code().name}")
+    return _by_code(exc)(exc.details() or f"the call failed with {exc.code().name}")
+
+
+def _by_code(exc: grpc.aio.AioRpcError) -> type[errors.MeshError]:
+    return errors.BY_GRPC_CODE.get(exc.code(), errors.Internal)

@@ -9,6 +9,8 @@ from infermesh.errors import from_detail
 from infermesh.quota import amounts_from_pb, amounts_to_pb, limits_from_pb
 from infermesh.v1 import auth_service_pb2 as pb
 
+_USAGE_FIELDS = frozenset(pb.UsageRecord.DESCRIPTOR.fields_by_name)
+
 
 def principal_from_pb(message: pb.Principal) -> Principal:
     """Who a key belongs to."""
@@ -54,8 +56,9 @@ def grant_from_pb(message: pb.LeaseGrant) -> Grant:
 
 
 def usage_to_pb(row: UsageRow) -> pb.RecordUsageRequest:
-    """One row for the ledger."""
-    return pb.RecordUsageRequest(record=pb.UsageRecord(**row))
+    """One row for the ledger; what only a later version writes into its rows is left out."""
+    facts: dict[str, Any] = {name: row[name] for name in row if name in _USAGE_FIELDS}  # type: ignore[literal-required]  # names of its own
+    return pb.RecordUsageRequest(record=pb.UsageRecord(**facts))
 
 
 def seconds_from_pb(message: Any, field: str) -> float | None:

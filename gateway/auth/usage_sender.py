@@ -15,6 +15,7 @@ from gateway.auth.metrics import USAGE_QUARANTINED, USAGE_SENT
 from gateway.auth.refusals import Refusals
 from gateway.auth.translate import usage_to_pb
 from gateway.auth.usage import Segment, Spool, UsageRow
+from infermesh.errors import IncompatibleVersion, from_rpc_error
 from infermesh.telemetry import logs
 from infermesh.v1 import auth_service_pb2 as pb
 
@@ -134,7 +135,7 @@ class UsageSender:
         try:
             await self._stub.RecordUsage(_stream(part), timeout=_SEND_S)
         except grpc.aio.AioRpcError as exc:
-            if exc.code() not in _REFUSALS:
+            if exc.code() not in _REFUSALS or isinstance(from_rpc_error(exc), IncompatibleVersion):
                 raise
             self._num_refused_calls += 1
             return exc

@@ -154,3 +154,5 @@ class Verifier:
         elif kind == "tenant_id":
             self._cache.drop(message.sequence, tenant=message.tenant_id)
             self._on_tenant_change(message.tenant_id)
+        elif kind is None:  # a change of a kind that only a newer auth service knows
+            self._cache.watched(message.sequence, resync=True)

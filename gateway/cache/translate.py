@@ -149,6 +149,8 @@ def _choice_to_pb(index: int, choice: StoredChoice) -> pb.AnswerChoice:
 
 def _answer_from_pb(answer: pb.Answer) -> StoredAnswer:
     ordered = sorted(answer.choices, key=lambda choice: choice.index)
+    if not ordered:
+        raise ProtocolViolation("a stored answer has no choice")
     if [choice.index for choice in ordered] != list(range(len(ordered))):
         raise ProtocolViolation("the choices of a stored answer are not numbered from 0")
     return StoredAnswer(

@@ -71,6 +71,7 @@ def _replica(client: ReplicaClient) -> dict[str, Any]:
         "replica_id": client.replica_id,
         "address": client.address,
         "state": view.state.value,
+        "version": view.version,
         "routable": client.routable,
         "model": view.model_id,
         "model_fingerprint": view.fingerprint,

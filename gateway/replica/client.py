@@ -26,7 +26,7 @@ from gateway.routing import Candidate
 from gateway.served_model import ServedModel
 from infermesh import rpc
 from infermesh.block_hash import ShortHash
-from infermesh.errors import MeshError, ReplicaUnavailable, as_mesh_error
+from infermesh.errors import IncompatibleVersion, MeshError, ReplicaUnavailable, as_mesh_error
 from infermesh.security.certificates import Certificates
 from infermesh.security.identities import Identity
 from infermesh.stall import Silence
@@ -206,7 +206,7 @@ class ReplicaClient:
             except (grpc.aio.AioRpcError, TimeoutError, ReplicaUnavailable) as exc:
                 _log.debug("watch broke", extra=self._fields(exc))
                 self.prefixes.clear()
-                self._see(dataclasses.replace(self.view, state=ReplicaState.UNREACHABLE))
+                self._see(_lost(self.view, as_mesh_error(exc)))
                 await backoff.wait()
 
     async def _watch(self, stub: "SchedulerServiceAsyncStub", backoff: "Backoff") -> None:
@@ -279,6 +279,12 @@ class ReplicaClient:
 
     def _fields(self, exc: BaseException) -> dict[str, str]:
         return {"replica": self.address, "error": as_mesh_error(exc).message}
+
+
+def _lost(view: ReplicaView, why: MeshError) -> ReplicaView:
+    """A replica that can't be watched; one that refuses this version says so to whoever asks."""
+    error = why if isinstance(why, IncompatibleVersion) else None
+    return dataclasses.replace(view, state=ReplicaState.UNREACHABLE, error=error)
 
 
 class Backoff:

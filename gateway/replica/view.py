@@ -61,6 +61,8 @@ class ReplicaView:
     load_progress: float = 0.0
     load_stage: str = ""
     error: MeshError | None = None
+    # None: it is too old to say.
+    version: str | None = None
 
 
 def view_from_pb(message: pb.WatchReplicaResponse) -> ReplicaView:
@@ -80,6 +82,7 @@ def view_from_pb(message: pb.WatchReplicaResponse) -> ReplicaView:
         load_progress=message.load_progress,
         load_stage=message.load_stage,
         error=from_detail(message.error) if message.HasField("error") else None,
+        version=message.version or None,
     )
 
 

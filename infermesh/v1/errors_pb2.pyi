@@ -55,6 +55,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STALE_EPOCH: _ErrorReason.ValueType  # 60
     """The step stream."""
     ERROR_REASON_PROTOCOL_VIOLATION: _ErrorReason.ValueType  # 61
+    ERROR_REASON_INCOMPATIBLE_VERSION: _ErrorReason.ValueType  # 62
+    """On any call of the mesh: the two sides speak no common protocol."""
     ERROR_REASON_UNSUPPORTED_MODEL: _ErrorReason.ValueType  # 80
     """Models and devices."""
     ERROR_REASON_MODEL_LOAD_FAILED: _ErrorReason.ValueType  # 81
@@ -101,6 +103,8 @@ ERROR_REASON_AUTH_UNAVAILABLE: ErrorReason.ValueType  # 43
 ERROR_REASON_STALE_EPOCH: ErrorReason.ValueType  # 60
 """The step stream."""
 ERROR_REASON_PROTOCOL_VIOLATION: ErrorReason.ValueType  # 61
+ERROR_REASON_INCOMPATIBLE_VERSION: ErrorReason.ValueType  # 62
+"""On any call of the mesh: the two sides speak no common protocol."""
 ERROR_REASON_UNSUPPORTED_MODEL: ErrorReason.ValueType  # 80
 """Models and devices."""
 ERROR_REASON_MODEL_LOAD_FAILED: ErrorReason.ValueType  # 81

@@ -722,6 +722,7 @@ class WatchReplicaResponse(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     state: Global___ReplicaState.ValueType
     load_progress: _builtins.float
@@ -731,6 +732,8 @@ class WatchReplicaResponse(_message.Message):
     model_id: _builtins.str
     """Known once loaded."""
     model_fingerprint: _builtins.str
+    version: _builtins.str
+    """Of this process; empty: it is too old to say."""
     @_builtins.property
     def error(self) -> _errors_pb2.ErrorDetail: ...
     @_builtins.property
@@ -751,10 +754,11 @@ class WatchReplicaResponse(_message.Message):
         model_id: _builtins.str = ...,
         model_fingerprint: _builtins.str = ...,
         blocks: Global___BlockEvents | None = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "load", b"load", "load_progress", b"load_progress", "load_stage", b"load_stage", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replica_id", b"replica_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "load", b"load", "load_progress", b"load_progress", "load_stage", b"load_stage", "model_fingerprint", b"model_fingerprint", "model_id", b"model_id", "replica_id", b"replica_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

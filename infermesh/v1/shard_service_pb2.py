@@ -27,55 +27,55 @@ from infermesh.v1 import model_pb2 as infermesh_dot_v1_dot_model__pb2
 from infermesh.v1 import sampling_pb2 as infermesh_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n infermesh/v1/shard_service.proto\x12\x0cinfermesh.v1\x1a\x19infermesh/v1/errors.proto\x1a\x18infermesh/v1/model.proto\x1a\x1binfermesh/v1/sampling.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x90\x02\n\x10\x44\x65scribeResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.infermesh.v1.ShardState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12-\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12*\n\x05model\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifest\x12(\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x1a\n\x12num_steps_executed\x18\x08 \x01(\x04\"\x7f\n\rShardCapacity\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x04 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x05 \x01(\x04\"\x89\x02\n\x0bLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x13\n\x0bload_format\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x08 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x16\n\x0ekv_cache_dtype\x18\x0b \x01(\t\x12\x10\n\x08quantize\x18\x14 \x01(\tJ\x04\x08\x15\x10\x1e\"\x97\x01\n\x0cLoadResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.infermesh.v1.LoadProgressH\x00\x12&\n\x06loaded\x18\x02 \x01(\x0b\x32\x14.infermesh.v1.LoadedH\x00\x12\'\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x17.infermesh.v1.FileChunkH\x00\x42\x06\n\x04kind\"F\n\x0cLoadProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\"{\n\x06Loaded\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifest\x12-\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"l\n\x0e\x45xecuteRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.infermesh.v1.OpenEpochH\x00\x12)\n\x04step\x18\x02 \x01(\x0b\x32\x19.infermesh.v1.StepRequestH\x00\x42\x06\n\x04kind\">\n\tOpenEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x12\n\npacks_rows\x18\x03 \x01(\x08\"r\n\x0f\x45xecuteResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.infermesh.v1.EpochOpenedH\x00\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.infermesh.v1.StepResultH\x00\x42\x06\n\x04kind\"t\n\x0b\x45pochOpened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12-\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12\x12\n\npacks_rows\x18\x04 \x01(\x08\"\xd2\x01\n\x0bStepRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x10\n\x08\x66inished\x18\x03 \x03(\r\x12-\n\x0c\x62lock_copies\x18\x04 \x03(\x0b\x32\x17.infermesh.v1.BlockCopy\x12\x30\n\rnew_sequences\x18\x05 \x03(\x0b\x32\x19.infermesh.v1.NewSequence\x12\x1f\n\x04rows\x18\x06 \x03(\x0b\x32\x11.infermesh.v1.Row\x12\x0f\n\x07\x64\x65\x63odes\x18\x07 \x03(\r\"0\n\tBlockCopy\x12\x0e\n\x06source\x18\x01 \x01(\r\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\r\"\x94\x02\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x03(\r\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x12\n\nprompt_len\x18\x04 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x03(\x05\x12\x19\n\x11penalty_token_ids\x18\t \x03(\x05\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12\x11\n\tlong_rope\x18\x0b \x01(\x08\"\x8a\x01\n\x03Row\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.infermesh.v1.RowSource\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12\x15\n\rnew_block_ids\x18\x05 \x03(\r\x12\x0e\n\x06sample\x18\x06 \x01(\x08\"\x90\x01\n\nStepResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12%\n\x04rows\x18\x03 \x03(\x0b\x32\x17.infermesh.v1.RowResult\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.infermesh.v1.StepTimings\x12\x0f\n\x07\x64\x65\x63oded\x18\x05 \x03(\x05\"\xae\x01\n\tRowResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.infermesh.v1.RowStatus\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.infermesh.v1.TokenLogprobs\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\"E\n\x0bStepTimings\x12\x0f\n\x07idle_us\x18\x01 \x01(\r\x12\x12\n\nexecute_us\x18\x02 \x01(\r\x12\x11\n\tsample_us\x18\x03 \x01(\r*\x89\x01\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SHARD_STATE_EMPTY\x10\x01\x12\x17\n\x13SHARD_STATE_LOADING\x10\x02\x12\x16\n\x12SHARD_STATE_LOADED\x10\x03\x12\x16\n\x12SHARD_STATE_FAILED\x10\x04*Z\n\tRowSource\x12\x1a\n\x16ROW_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROW_SOURCE_LITERAL\x10\x01\x12\x13\n\x0fROW_SOURCE_LAST\x10\x02\"\x04\x08\x03\x10\x03*i\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12\x15\n\x11ROW_STATUS_FAILED\x10\x02\x12\x16\n\x12ROW_STATUS_SKIPPED\x10\x03\x32\xe6\x01\n\x0cShardService\x12I\n\x08\x44\x65scribe\x12\x1d.infermesh.v1.DescribeRequest\x1a\x1e.infermesh.v1.DescribeResponse\x12?\n\x04Load\x12\x19.infermesh.v1.LoadRequest\x1a\x1a.infermesh.v1.LoadResponse0\x01\x12J\n\x07\x45xecute\x12\x1c.infermesh.v1.ExecuteRequest\x1a\x1d.infermesh.v1.ExecuteResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n infermesh/v1/shard_service.proto\x12\x0cinfermesh.v1\x1a\x19infermesh/v1/errors.proto\x1a\x18infermesh/v1/model.proto\x1a\x1binfermesh/v1/sampling.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xa1\x02\n\x10\x44\x65scribeResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.infermesh.v1.ShardState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12-\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12*\n\x05model\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifest\x12(\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x1a\n\x12num_steps_executed\x18\x08 \x01(\x04\x12\x0f\n\x07version\x18\t \x01(\t\"\x7f\n\rShardCapacity\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x04 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x05 \x01(\x04\"\x89\x02\n\x0bLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x13\n\x0bload_format\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x08 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x16\n\x0ekv_cache_dtype\x18\x0b \x01(\t\x12\x10\n\x08quantize\x18\x14 \x01(\tJ\x04\x08\x15\x10\x1e\"\x97\x01\n\x0cLoadResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.infermesh.v1.LoadProgressH\x00\x12&\n\x06loaded\x18\x02 \x01(\x0b\x32\x14.infermesh.v1.LoadedH\x00\x12\'\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x17.infermesh.v1.FileChunkH\x00\x42\x06\n\x04kind\"F\n\x0cLoadProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\"{\n\x06Loaded\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifest\x12-\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"l\n\x0e\x45xecuteRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.infermesh.v1.OpenEpochH\x00\x12)\n\x04step\x18\x02 \x01(\x0b\x32\x19.infermesh.v1.StepRequestH\x00\x42\x06\n\x04kind\">\n\tOpenEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x12\n\npacks_rows\x18\x03 \x01(\x08\"r\n\x0f\x45xecuteResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.infermesh.v1.EpochOpenedH\x00\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.infermesh.v1.StepResultH\x00\x42\x06\n\x04kind\"t\n\x0b\x45pochOpened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12-\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x1b.infermesh.v1.ShardCapacity\x12\x12\n\npacks_rows\x18\x04 \x01(\x08\"\xd2\x01\n\x0bStepRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x10\n\x08\x66inished\x18\x03 \x03(\r\x12-\n\x0c\x62lock_copies\x18\x04 \x03(\x0b\x32\x17.infermesh.v1.BlockCopy\x12\x30\n\rnew_sequences\x18\x05 \x03(\x0b\x32\x19.infermesh.v1.NewSequence\x12\x1f\n\x04rows\x18\x06 \x03(\x0b\x32\x11.infermesh.v1.Row\x12\x0f\n\x07\x64\x65\x63odes\x18\x07 \x03(\r\"0\n\tBlockCopy\x12\x0e\n\x06source\x18\x01 \x01(\r\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\r\"\x94\x02\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x03(\r\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x12\n\nprompt_len\x18\x04 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x03(\x05\x12\x19\n\x11penalty_token_ids\x18\t \x03(\x05\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12\x11\n\tlong_rope\x18\x0b \x01(\x08\"\x8a\x01\n\x03Row\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.infermesh.v1.RowSource\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12\x15\n\rnew_block_ids\x18\x05 \x03(\r\x12\x0e\n\x06sample\x18\x06 \x01(\x08\"\x90\x01\n\nStepResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12%\n\x04rows\x18\x03 \x03(\x0b\x32\x17.infermesh.v1.RowResult\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.infermesh.v1.StepTimings\x12\x0f\n\x07\x64\x65\x63oded\x18\x05 \x03(\x05\"\xae\x01\n\tRowResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.infermesh.v1.RowStatus\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.infermesh.v1.TokenLogprobs\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\"E\n\x0bStepTimings\x12\x0f\n\x07idle_us\x18\x01 \x01(\r\x12\x12\n\nexecute_us\x18\x02 \x01(\r\x12\x11\n\tsample_us\x18\x03 \x01(\r*\x89\x01\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SHARD_STATE_EMPTY\x10\x01\x12\x17\n\x13SHARD_STATE_LOADING\x10\x02\x12\x16\n\x12SHARD_STATE_LOADED\x10\x03\x12\x16\n\x12SHARD_STATE_FAILED\x10\x04*Z\n\tRowSource\x12\x1a\n\x16ROW_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROW_SOURCE_LITERAL\x10\x01\x12\x13\n\x0fROW_SOURCE_LAST\x10\x02\"\x04\x08\x03\x10\x03*i\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12\x15\n\x11ROW_STATUS_FAILED\x10\x02\x12\x16\n\x12ROW_STATUS_SKIPPED\x10\x03\x32\xe6\x01\n\x0cShardService\x12I\n\x08\x44\x65scribe\x12\x1d.infermesh.v1.DescribeRequest\x1a\x1e.infermesh.v1.DescribeResponse\x12?\n\x04Load\x12\x19.infermesh.v1.LoadRequest\x1a\x1a.infermesh.v1.LoadResponse0\x01\x12J\n\x07\x45xecute\x12\x1c.infermesh.v1.ExecuteRequest\x1a\x1d.infermesh.v1.ExecuteResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDSTATE']._serialized_start=2661
-  _globals['_SHARDSTATE']._serialized_end=2798
-  _globals['_ROWSOURCE']._serialized_start=2800
-  _globals['_ROWSOURCE']._serialized_end=2890
-  _globals['_ROWSTATUS']._serialized_start=2892
-  _globals['_ROWSTATUS']._serialized_end=2997
+  _globals['_SHARDSTATE']._serialized_start=2678
+  _globals['_SHARDSTATE']._serialized_end=2815
+  _globals['_ROWSOURCE']._serialized_start=2817
+  _globals['_ROWSOURCE']._serialized_end=2907
+  _globals['_ROWSTATUS']._serialized_start=2909
+  _globals['_ROWSTATUS']._serialized_end=3014
   _globals['_DESCRIBEREQUEST']._serialized_start=132
   _globals['_DESCRIBEREQUEST']._serialized_end=149
   _globals['_DESCRIBERESPONSE']._serialized_start=152
-  _globals['_DESCRIBERESPONSE']._serialized_end=424
-  _globals['_SHARDCAPACITY']._serialized_start=426
-  _globals['_SHARDCAPACITY']._serialized_end=553
-  _globals['_LOADREQUEST']._serialized_start=556
-  _globals['_LOADREQUEST']._serialized_end=821
-  _globals['_LOADRESPONSE']._serialized_start=824
-  _globals['_LOADRESPONSE']._serialized_end=975
-  _globals['_LOADPROGRESS']._serialized_start=977
-  _globals['_LOADPROGRESS']._serialized_end=1047
-  _globals['_LOADED']._serialized_start=1049
-  _globals['_LOADED']._serialized_end=1172
-  _globals['_EXECUTEREQUEST']._serialized_start=1174
-  _globals['_EXECUTEREQUEST']._serialized_end=1282
-  _globals['_OPENEPOCH']._serialized_start=1284
-  _globals['_OPENEPOCH']._serialized_end=1346
-  _globals['_EXECUTERESPONSE']._serialized_start=1348
-  _globals['_EXECUTERESPONSE']._serialized_end=1462
-  _globals['_EPOCHOPENED']._serialized_start=1464
-  _globals['_EPOCHOPENED']._serialized_end=1580
-  _globals['_STEPREQUEST']._serialized_start=1583
-  _globals['_STEPREQUEST']._serialized_end=1793
-  _globals['_BLOCKCOPY']._serialized_start=1795
-  _globals['_BLOCKCOPY']._serialized_end=1843
-  _globals['_NEWSEQUENCE']._serialized_start=1846
-  _globals['_NEWSEQUENCE']._serialized_end=2122
-  _globals['_ROW']._serialized_start=2125
-  _globals['_ROW']._serialized_end=2263
-  _globals['_STEPRESULT']._serialized_start=2266
-  _globals['_STEPRESULT']._serialized_end=2410
-  _globals['_ROWRESULT']._serialized_start=2413
-  _globals['_ROWRESULT']._serialized_end=2587
-  _globals['_STEPTIMINGS']._serialized_start=2589
-  _globals['_STEPTIMINGS']._serialized_end=2658
-  _globals['_SHARDSERVICE']._serialized_start=3000
-  _globals['_SHARDSERVICE']._serialized_end=3230
+  _globals['_DESCRIBERESPONSE']._serialized_end=441
+  _globals['_SHARDCAPACITY']._serialized_start=443
+  _globals['_SHARDCAPACITY']._serialized_end=570
+  _globals['_LOADREQUEST']._serialized_start=573
+  _globals['_LOADREQUEST']._serialized_end=838
+  _globals['_LOADRESPONSE']._serialized_start=841
+  _globals['_LOADRESPONSE']._serialized_end=992
+  _globals['_LOADPROGRESS']._serialized_start=994
+  _globals['_LOADPROGRESS']._serialized_end=1064
+  _globals['_LOADED']._serialized_start=1066
+  _globals['_LOADED']._serialized_end=1189
+  _globals['_EXECUTEREQUEST']._serialized_start=1191
+  _globals['_EXECUTEREQUEST']._serialized_end=1299
+  _globals['_OPENEPOCH']._serialized_start=1301
+  _globals['_OPENEPOCH']._serialized_end=1363
+  _globals['_EXECUTERESPONSE']._serialized_start=1365
+  _globals['_EXECUTERESPONSE']._serialized_end=1479
+  _globals['_EPOCHOPENED']._serialized_start=1481
+  _globals['_EPOCHOPENED']._serialized_end=1597
+  _globals['_STEPREQUEST']._serialized_start=1600
+  _globals['_STEPREQUEST']._serialized_end=1810
+  _globals['_BLOCKCOPY']._serialized_start=1812
+  _globals['_BLOCKCOPY']._serialized_end=1860
+  _globals['_NEWSEQUENCE']._serialized_start=1863
+  _globals['_NEWSEQUENCE']._serialized_end=2139
+  _globals['_ROW']._serialized_start=2142
+  _globals['_ROW']._serialized_end=2280
+  _globals['_STEPRESULT']._serialized_start=2283
+  _globals['_STEPRESULT']._serialized_end=2427
+  _globals['_ROWRESULT']._serialized_start=2430
+  _globals['_ROWRESULT']._serialized_end=2604
+  _globals['_STEPTIMINGS']._serialized_start=2606
+  _globals['_STEPTIMINGS']._serialized_end=2675
+  _globals['_SHARDSERVICE']._serialized_start=3017
+  _globals['_SHARDSERVICE']._serialized_end=3247
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,7 @@ class DescribeResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     NUM_STEPS_EXECUTED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Random per process start; unchanged means that executed KV blocks are still there."""
     epoch: _builtins.int
@@ -124,6 +125,8 @@ class DescribeResponse(_message.Message):
     """"cpu", "cuda:0", "simulated"."""
     num_steps_executed: _builtins.int
     """Steps executed since the start: moves while the worker is alive and has work."""
+    version: _builtins.str
+    """Of this process; empty: it is too old to say."""
     @_builtins.property
     def capacity(self) -> Global___ShardCapacity: ...
     @_builtins.property
@@ -141,10 +144,11 @@ class DescribeResponse(_message.Message):
         model: _model_pb2.ModelManifest | None = ...,
         error: _errors_pb2.ErrorDetail | None = ...,
         num_steps_executed: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "error", b"error", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "device", b"device", "epoch", b"epoch", "error", b"error", "incarnation", b"incarnation", "model", b"model", "num_steps_executed", b"num_steps_executed", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "device", b"device", "epoch", b"epoch", "error", b"error", "incarnation", b"incarnation", "model", b"model", "num_steps_executed", b"num_steps_executed", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,5 @@
-"""Brings a database to the newest schema, under a lock. Refuses one of a later version.
+"""Brings a database to the newest schema, under a lock. Takes one of a later version only where
+that says that it still has everything this one knows (docs/upgrading.md).
 
 The auth service does it when it starts; `python -m services.auth.migrate` does it alone.
 """
@@ -19,8 +20,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from infermesh.config import ConfigError, load
 from infermesh.errors import AuthUnavailable
 from services.auth.database import Database
+from services.auth.schema import counters
 
 _FOLDER = Path(__file__).parent / "migrations"
+# The oldest revision whose code works on the present schema. A migration that adds leaves it; one
+# that takes away, or narrows, raises it to the revision that no longer needs what goes.
+OLDEST_READER = "0002"
+_OLDEST_READER = "oldest_reader"  # its row among the counters
 _LOCK_KEY = 0x1F_AE5A  # of PostgreSQL's advisory lock: any number that is only ours
 
 
@@ -55,6 +61,8 @@ async def lock(database: Database, connection: AsyncConnection) -> None:
 def _upgrade(connection: sa.Connection, revision: str) -> None:
     current = MigrationContext.configure(connection).get_current_revision()
     if current is not None and current not in revisions():
+        if _may_read(connection):
+            return
         raise ConfigError(
             f"auth.database_url: the database has schema {current}, which a later version of "
             f"infermesh wrote; this one knows up to {revisions()[-1]}"
@@ -62,6 +70,22 @@ def _upgrade(connection: sa.Connection, revision: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+    if revision == "head":
+        _say_oldest_reader(connection)
+
+
+def _may_read(connection: sa.Connection) -> bool:
+    """The later version that wrote the schema has left this one its part of it."""
+    said = sa.select(counters.c.value).where(counters.c.name == _OLDEST_READER)
+    oldest = connection.execute(said).scalar_one_or_none()
+    return oldest is not None and oldest <= int(revisions()[-1])
+
+
+def _say_oldest_reader(connection: sa.Connection) -> None:
+    row = {"name": _OLDEST_READER, "value": int(OLDEST_READER)}
+    update = sa.update(counters).where(counters.c.name == _OLDEST_READER)
+    if not connection.execute(update.values(value=row["value"])).rowcount:
+        connection.execute(sa.insert(counters).values(**row))
 
 
 def _prove_writable(connection: sa.Connection) -> None:

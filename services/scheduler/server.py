@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
 
+from infermesh import __version__
 from infermesh.errors import Draining, ModelLoading, ReplicaUnavailable, to_detail
 from infermesh.v1 import model_pb2, scheduler_service_pb2_grpc
 from infermesh.v1 import scheduler_service_pb2 as pb
@@ -117,6 +118,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             ),
             model_id=model.manifest.model_id if model is not None else "",
             model_fingerprint=replica.fingerprint,
+            version=__version__,
         )
 
 

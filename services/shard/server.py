@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from infermesh import __version__
 from infermesh.errors import MeshError, ProtocolViolation, as_mesh_error, to_detail
 from infermesh.v1 import shard_service_pb2 as pb
 from infermesh.v1 import shard_service_pb2_grpc as pb_grpc
@@ -44,6 +45,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
             state=_STATES[residency.state],
             device=self._device,
             num_steps_executed=self._streams.num_executed,
+            version=__version__,
         )
         if residency.model is not None:
             response.device = residency.model.device

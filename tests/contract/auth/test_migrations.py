@@ -12,9 +12,11 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infermesh.config import ConfigError
 from infermesh.errors import AuthUnavailable, from_rpc_error
+from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from services.auth import api_key
 from services.auth.database import Database
@@ -92,9 +94,34 @@ async def test_newer_schema_is_refused_by_name(database_url: str) -> None:
     await migrate(database)
     async with database.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        await set_oldest_reader(connection, 9998)
     with pytest.raises(ConfigError, match=r"9999.*later version"):
         await migrate(database)
     await database.close()
+
+
+async def test_newer_schema_that_has_only_added_is_served_as_it_is(
+    tmp_path: Path, database_url: str
+) -> None:
+    database = Database(database_url)
+    await migrate(database)
+    async with database.writing() as connection:
+        await connection.execute(sa.text("ALTER TABLE keys ADD COLUMN colour VARCHAR(8)"))
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        await set_oldest_reader(connection, int(revisions()[-1]))
+    await database.close()
+    async with running_auth(tmp_path, database_url) as auth:
+        tenant = admin_pb.CreateTenantRequest(id="acme", name="Acme")
+        await auth.admin.CreateTenant(tenant)
+        made = await auth.admin.CreateKey(admin_pb.CreateKeyRequest(tenant_id="acme", name="k"))
+        answer = await auth.stub.Authenticate(pb.AuthenticateRequest(api_key=made.api_key))
+        assert answer.principal.tenant_id == "acme"
+
+
+async def set_oldest_reader(connection: AsyncConnection, revision: int) -> None:
+    """As the migration of a later version does."""
+    row = sa.update(counters).where(counters.c.name == "oldest_reader")
+    assert (await connection.execute(row.values(value=revision))).rowcount == 1
 
 
 async def test_read_only_database_is_refused(
