@@ -109,6 +109,12 @@ class AuthConfig:
     database_url: str = setting(
         "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
     )
+    redis_url: str = setting(
+        "",
+        "quota leases in Redis, of several auth services: redis://, rediss:// (TLS) or unix://; "
+        "empty: in the database",
+    )
+    redis_timeout_ms: float = setting(500.0, "no call to Redis takes longer", low=1.0)
     first_key_file: str = setting(
         "", "a file with an API key, which is made known at the start; empty: none"
     )
