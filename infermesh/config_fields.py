@@ -5,7 +5,6 @@ import re
 import typing
 from typing import Any
 
-
 # user:password@ of a URL, and passwords among its parameters
 _PASSWORD = re.compile(
     r"(://[^/@?#\s]*?:)[^/?#\s]*(?=@)|([?&](?:\w*password|sslkey)=)[^&\s]*", re.I
