@@ -99,7 +99,10 @@ class RedisConnection:
     async def set_field(self, key: str, name: str, value: str, keep_s: int) -> None:
         """One field of a hash, which is kept for so long from now. Raises AuthUnavailable."""
         with self._failures():
-            async with asyncio.timeout(self._timeout_s), self._client.pipeline() as both:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.pipeline(transaction=False) as both,
+            ):
                 both.hset(key, name, value)
                 both.expire(key, keep_s)
                 await both.execute()
@@ -132,7 +135,9 @@ class RedisConnection:
         try:
             yield
         except tuple(kind for kind, _ in _REASONS) as error:
-            reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
+            # a handshake's error comes as one of connecting
+            cause = error.__cause__ if isinstance(error.__cause__, exceptions.RedisError) else error
+            reason = next(reason for kind, reason in _REASONS if isinstance(cause, kind))
             self._is_checked = False
             metrics.LEASE_STORE_FAILURES.labels(reason).inc()
             metrics.LEASE_STORE_UP.labels("redis").set(0)
