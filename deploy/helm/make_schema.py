@@ -27,7 +27,7 @@ OWNED: dict[type, frozenset[str]] = {
     AuthConfig: frozenset(
         {
             *("address", "admin_address", "database_url", "first_key_file", "drain_grace_s"),
-            *("jwt_keys_file", "jwt_issuer", "jwt_audience"),
+            *("jwt_keys_file", "jwt_issuer", "jwt_audience", "redis_url"),
         }
     ),
     CacheConfig: frozenset({"address", "data_dir", "drain_grace_s"}),
