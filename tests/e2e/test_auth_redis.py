@@ -17,7 +17,7 @@ from tests.e2e.mesh_process import Mesh, environment, wait_until
 from tests.e2e.test_auth import LIGHT, ask, burst, make_tenant, more_gateways, usage_of
 from tests.redis_server import running_redis
 
-LIMIT = 3000
+LIMIT = 1000
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ async def test_two_auth_services_on_redis_admit_no_more_than_one_also_when_one_i
         both = f"{mesh.service('auth')['address']},{second}"
         urls = stack.enter_context(more_gateways(mesh, tmp_path, 1, both))
         first, _ = await burst(mesh, key, clients=8, turns=1, more_urls=urls)
-        asking = asyncio.create_task(burst(mesh, key, clients=64, turns=3, more_urls=urls))
+        asking = asyncio.create_task(burst(mesh, key, clients=32, turns=2, more_urls=urls))
         await asyncio.sleep(0)
         mesh.kill("auth")
         used, refused = await asking
