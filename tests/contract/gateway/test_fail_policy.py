@@ -12,10 +12,10 @@ import pytest
 from gateway.auth.metrics import FAIL_OPEN, OPEN_ADMISSIONS
 from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
-from tests.auth_process import Auth, running_auth
+from tests.auth_process import Auth, TurnedClock, running_auth
 from tests.contract.auth.test_leases import Gateway
 from tests.gateway_process import Edge
-from tests.keyed_gateway import ask, keyed_gateway, settled
+from tests.keyed_gateway import ask, keyed_gateway, refused, settled
 from tests.redis_server import RedisServer, running_redis
 
 LIMIT = 400
@@ -37,12 +37,14 @@ async def two_of_each(
         "redis_url": redis.new_database(),
         "redis_timeout_ms": 300,
     }
+    clock = TurnedClock()  # the minute stands still, however slow the machine is
     async with AsyncExitStack() as stack:
         auths: list[Auth] = []
         for index in range(2):
             sub = folder / f"a{index}"
             sub.mkdir()
-            auths.append(await stack.enter_async_context(running_auth(sub, **store)))
+            auth = running_auth(sub, clock=clock, **store)
+            auths.append(await stack.enter_async_context(auth))
         edges = [
             await stack.enter_async_context(keyed_gateway(folder / f"g{index}", *auths, **settings))
             for index in range(2)
@@ -53,7 +55,7 @@ async def two_of_each(
 async def burst(edges: list[Edge], key: str, num_requests: int) -> tuple[int, list[int]]:
     """Tokens that were used, and how the others were refused."""
     used = 0
-    refused: list[openai.APIStatusError] = []
+    errors: list[openai.APIStatusError] = []
 
     async def one(index: int) -> None:
         nonlocal used
@@ -61,11 +63,11 @@ async def burst(edges: list[Edge], key: str, num_requests: int) -> tuple[int, li
             answer = await ask(edges[index % len(edges)], key, max_tokens=8 + index % 9)
             used += answer.usage.total_tokens
         except openai.APIStatusError as error:
-            refused.append(error)
+            errors.append(error)
 
     await asyncio.gather(*(one(index) for index in range(num_requests)))
-    assert all(int(error.response.headers["retry-after"]) >= 1 for error in refused)
-    return used, [error.status_code for error in refused]
+    assert all(int(error.response.headers["retry-after"]) >= 1 for error in errors)
+    return used, [error.status_code for error in errors]
 
 
 def opened() -> float:
@@ -78,13 +80,13 @@ async def test_nothing_is_admitted_beyond_the_limit_when_an_auth_service_goes(
     async with two_of_each(tmp_path, own_redis) as (auths, edges):
         await auths[0].tenant("acme", tokens_per_minute=1000)
         key, _ = await auths[0].key("acme")
-        used, refused = await burst(edges, key, 20)
-        assert refused == []
+        used, codes = await burst(edges, key, 20)
+        assert codes == []
         await auths[0].stop()
-        more, refused = await burst(edges, key, 80)
-        assert set(refused) == {429}, "the other one grants, and says no"
+        more, codes = await burst(edges, key, 80)
+        assert set(codes) == {429}, "the other one grants, and says no"
         assert 1000 - 2 * 60 <= used + more <= 1000
-        totals = await settled(auths[1], 100 - len(refused))
+        totals = await settled(auths[1], 100 - len(codes))
         assert sum(t.prompt_tokens + t.completion_tokens for t in totals) == used + more
 
 
@@ -96,10 +98,10 @@ async def test_closed_policy_answers_503_when_redis_is_frozen(
         key, _ = await auths[0].key("acme")
         own_redis.signal(signal.SIGSTOP)
         try:
-            used, refused = await burst(edges, key, 4)
+            used, codes = await burst(edges, key, 4)
         finally:
             own_redis.signal(signal.SIGCONT)
-        assert (used, refused) == (0, [503] * 4)
+        assert (used, codes) == (0, [503] * 4)
 
 
 async def test_open_policy_admits_a_limit_per_gateway_at_most_and_tells_it_afterwards(
@@ -111,13 +113,13 @@ async def test_open_policy_admits_a_limit_per_gateway_at_most_and_tells_it_after
         await auths[0].tenant("poor", tokens_per_minute=LIMIT, daily_tokens=10_000)
         key, _ = await auths[0].key("acme")
         poor, _ = await auths[0].key("poor")
-        used, refused = await burst(edges, key, 4)
-        assert refused == []
+        used, codes = await burst(edges, key, 4)
+        assert codes == []
         before = opened()
         own_redis.signal(signal.SIGSTOP)
         try:
-            more, refused = await burst(edges, key, 100)
-            assert set(refused) == {429}
+            more, codes = await burst(edges, key, 100)
+            assert set(codes) == {429}
             assert FAIL_OPEN._value.get() == 1  # type: ignore[attr-defined]  # prometheus' own
             num_open = opened() - before
             # the limit by leases, and once more by each of two gateways
@@ -129,7 +131,7 @@ async def test_open_policy_admits_a_limit_per_gateway_at_most_and_tells_it_after
         finally:
             own_redis.signal(signal.SIGCONT)
         assert num_open > 0
-        totals = await settled(auths[0], 104 - len(refused), "acme")
+        totals = await settled(auths[0], 104 - len(codes), "acme")
         assert sum(t.prompt_tokens + t.completion_tokens for t in totals) == used + more
         await counted(auths[0], "acme", used + more)
         assert FAIL_OPEN._value.get() == 0  # type: ignore[attr-defined]  # prometheus' own
@@ -145,3 +147,22 @@ async def counted(auth: Auth, tenant: str, num_tokens: int) -> None:
         while remaining > 300:  # a poll: gateways tell it in their own time
             remaining = (await gateway.report(tenant)).remaining.tokens
     gateway.close()
+
+
+async def test_open_policy_admits_known_keys_alone_when_auth_is_gone(
+    tmp_path: Path, auth: Auth
+) -> None:
+    await auth.tenant("limited", requests_per_minute=20, max_concurrency=10)
+    key, _ = await auth.key("limited")
+    unknown, _ = await auth.key("limited")
+    async with keyed_gateway(tmp_path / "g", auth, auth_fail_policy="open") as edge:
+        await ask(edge, key)
+        await auth.stop()
+        before = opened()
+        refusal = await refused(edge, key, 60.0)
+        assert refusal.status_code == 429
+        assert int(refusal.response.headers["retry-after"]) >= 1
+        assert opened() - before == 20, "of its own, beside what the lease had"
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(edge, unknown)
+        assert caught.value.status_code == 503
