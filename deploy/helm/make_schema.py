@@ -27,7 +27,7 @@ OWNED: dict[type, frozenset[str]] = {
     AuthConfig: frozenset(
         {
             *("address", "admin_address", "database_url", "first_key_file", "drain_grace_s"),
-            *("jwt_keys_file", "jwt_issuer", "jwt_audience"),
+            *("jwt_keys_file", "jwt_issuer", "jwt_audience", "redis_url"),
         }
     ),
     CacheConfig: frozenset({"address", "data_dir", "drain_grace_s"}),
@@ -213,6 +213,7 @@ def auth() -> Schema:
             storage=storage("of sqlite"),
             urlSecret=secret("of postgresql: postgresql://USER:PASSWORD@HOST/NAME"),
         ),
+        redis=block(urlSecret=secret("rediss://:PASSWORD@HOST:6379/0; empty: none")),
         firstKeySecret=secret("an API key that exists from the start; empty: one is drawn"),
         jwt=block(keysSecret=secret("JWKS of the issuer"), issuer=text(), audience=text()),
     )
@@ -322,6 +323,7 @@ def edges() -> dict[str, Schema]:
             clients=free("peers that may use the gateway; empty: everyone", "array"),
             monitoring=free("peers that may read metrics; empty: everyone", "array"),
             database=block(to=free("peers", "array"), port=whole(low=1)),
+            redis=block(to=free("peers", "array"), port=whole(low=1)),
         ),
     }
 

@@ -3,9 +3,11 @@
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.auth.account import Account, Grant
+from gateway.auth.open_account import OpenAccount
 from infermesh.errors import MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
@@ -14,12 +16,20 @@ _RETRY_AFTER_S = 1.0
 _MEMORY_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one request has reserved; the account lives and dies with its lease."""
+
+    account: Account | OpenAccount
+    cost: Amounts
+
+
 @dataclass(slots=True, eq=False)
 class Waiter:
     """A request that waits; `asked`: a report under way tells of it."""
 
     cost: Amounts
-    admitted: "asyncio.Future[Account]"
+    admitted: "asyncio.Future[Account | OpenAccount]"
     asked: bool = False
 
 
@@ -32,6 +42,10 @@ class TenantQuota:
     waiters: deque[Waiter] = field(default_factory=deque)
     last: Grant | None = None
     refused: tuple[float, Amounts, MeshError] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.account.tenant
 
     def refuse_again(self, cost: Amounts, now: float) -> None:
         """Raises the last refusal for a request that asks for no less so soon after."""
@@ -64,6 +78,17 @@ class TenantQuota:
             if not waiter.admitted.done() and self.account.reserve(waiter.cost, now):
                 self.waiters.remove(waiter)
                 waiter.admitted.set_result(self.account)
+
+    def open_waiters(self, reserve: Callable[[Amounts, float], OpenAccount], now: float) -> None:
+        """Nobody grants: each is admitted, or refused, by `reserve`."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if waiter.admitted.done():
+                continue
+            try:
+                waiter.admitted.set_result(reserve(waiter.cost, now))
+            except RateLimitExceeded as refusal:
+                waiter.admitted.set_exception(refusal)
 
     def refuse_waiters(self, refusal: MeshError | None, now: float) -> None:
         """Those who were asked for, and got nothing."""

@@ -84,7 +84,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("PostgreSQL out of reach", {"auth": {"database": _POSTGRES}}, "networkPolicy.database.to"),
     ("another database", {"auth": {"database": {"kind": "mysql"}}}, "kind"),
-    ("leases in Redis", {"auth": {"redis": {"url": "redis://r"}}}, "redis"),
+    ("Redis' password in the open", {"auth": {"redis": {"url": "redis://:p@r"}}}, "redis"),
+    ("the same as a setting", {"auth": {"config": {"redis_url": "redis://:p@r"}}}, "redis_url"),
+    (
+        "Redis out of reach",
+        {"auth": {"redis": {"urlSecret": {"name": "r"}}}},
+        "networkPolicy.redis.to",
+    ),
     ("several caches", {"cache": {"replicas": 2}}, "replicas"),
     (
         "scaling without Prometheus",

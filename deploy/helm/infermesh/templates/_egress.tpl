@@ -12,6 +12,15 @@
     - {port: 53, protocol: TCP}
 {{- end -}}
 
+{{/* The stores beyond its pod that auth, or its migration, speaks to. Takes root, component. */}}
+{{- define "infermesh.stores" -}}
+{{- $auth := .root.Values.auth -}}
+{{- $stores := list -}}
+{{- if ne $auth.database.kind "sqlite" }}{{ $stores = append $stores "database" }}{{ end -}}
+{{- if and $auth.redis.urlSecret.name (eq .component "auth") }}{{ $stores = append $stores "redis" }}{{ end -}}
+{{- join " " $stores -}}
+{{- end -}}
+
 {{/* Whom a component may call. Takes root, component, block. */}}
 {{- define "infermesh.egress" -}}
 {{- $root := .root -}}
@@ -27,11 +36,14 @@ egress:
           matchLabels: {{- include "infermesh.selector" (dict "root" $root "component" (index . 0)) | nindent 12 }}
     ports: {{- include "infermesh.tcp" (list (index . 1)) | nindent 6 }}
   {{- end }}
-{{- else if and (hasPrefix "auth" .component) (ne $root.Values.auth.database.kind "sqlite") -}}
+{{- else if and (hasPrefix "auth" .component) (include "infermesh.stores" .) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}
-  - to: {{- toYaml $root.Values.networkPolicy.database.to | nindent 6 }}
-    ports: {{- include "infermesh.tcp" (list $root.Values.networkPolicy.database.port) | nindent 6 }}
+  {{- range include "infermesh.stores" . | splitList " " }}
+  {{- $peers := index $root.Values.networkPolicy . }}
+  - to: {{- toYaml $peers.to | nindent 6 }}
+    ports: {{- include "infermesh.tcp" (list $peers.port) | nindent 6 }}
+  {{- end }}
 {{- else if and (eq .component "replica") (hasPrefix "hf://" .block.source) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}

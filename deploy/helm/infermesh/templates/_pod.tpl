@@ -140,6 +140,15 @@ resources:
   requests: {storage: {{ .storage.size }}}
 {{- end -}}
 
+{{/* Redis' URL has one, too. */}}
+{{- define "infermesh.redisEnv" -}}
+{{- with .redis.urlSecret.name -}}
+- name: INFERMESH_AUTH__REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: {{ $.redis.urlSecret.key }}}
+{{- end -}}
+{{- end -}}
+
 {{/* PostgreSQL's URL has a password: a Secret's, never a ConfigMap's. Takes the block `auth`. */}}
 {{- define "infermesh.databaseEnv" -}}
 {{- if ne .database.kind "sqlite" -}}
