@@ -112,7 +112,7 @@ def _check_text(param: str, what: str, text: str, least: int, most: int) -> None
         raise InvalidRequest(
             f"{what} has {len(text)} characters; {least} to {most} are allowed", param=param
         )
-    if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise InvalidRequest(f"{what} has a character that can't be stored", param=param)
 
 
