@@ -90,7 +90,7 @@ def _rows(query: UsageQuery) -> Any:
         "label_value": sa.func.coalesce(usage.c.labels[query.label].as_string(), ""),
         "num_requests": sa.literal(1, sa.BigInteger),
     }
-    columns = [special.get(name, usage.c.get(name)) for name in _columns(query)]
+    columns: list[Any] = [special.get(name, usage.c.get(name)) for name in _columns(query)]
     labelled = [column.label(name) for column, name in zip(columns, _columns(query), strict=True)]
     found = sa.select(*labelled)
     if query.tenant_id:
@@ -105,7 +105,7 @@ def _rows(query: UsageQuery) -> Any:
 def _days(query: UsageQuery) -> Any:
     """The same of days that are rolled up, each by its first moment."""
     special = {"label_value": sa.literal("", sa.String)}
-    columns = [special.get(name, usage_days.c.get(name)) for name in _columns(query)]
+    columns: list[Any] = [special.get(name, usage_days.c.get(name)) for name in _columns(query)]
     labelled = [column.label(name) for column, name in zip(columns, _columns(query), strict=True)]
     found = sa.select(*labelled)
     if query.tenant_id:
