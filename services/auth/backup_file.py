@@ -166,7 +166,8 @@ def _lines(path: Path) -> Iterator[bytes]:
     except EOFError:
         raise ConfigError(f"{path} is torn: its end is missing") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        what = "was altered" if not is_empty else "is no backup of an auth database"
+        is_other = is_empty and isinstance(error, gzip.BadGzipFile)
+        what = "is no backup of an auth database" if is_other else "was altered"
         raise ConfigError(f"{path} {what}: {error}") from None
     if is_empty:
         raise ConfigError(f"{path} is no backup of an auth database: it is empty")
