@@ -164,5 +164,5 @@ async def test_row_of_the_release_before_is_summed_without_a_cost(
 async def test_query_that_means_nothing_is_refused(
     auth: Auth, by: tuple[int, ...], label: str
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="label must be given|group_by has 9"):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"label must be given|group_by has 9"):
         await sums(auth, *by, label=label)
