@@ -194,3 +194,19 @@ async def test_end_users_are_hashed_or_left_out_where_the_operator_says_so(
     assert found[0] == ""
     assert len(found[1]) == 32
     assert "ann" not in found[1]
+
+
+async def test_shared_generation_is_reused_by_who_joins_it(auth: Auth, keyed: Edge) -> None:
+    text, _ = await auth.key("acme")
+    keyed.replica.gated = True
+    options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
+    streams = [await ask(keyed, text, **options) for _ in range(2)]
+    keyed.replica.gated = False
+    keyed.replica._wake.set()
+    usages = [[chunk.usage async for chunk in stream][-1] for stream in streams]
+    prompt_tokens = usages[0].prompt_tokens
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+    assert cached == [3, prompt_tokens]
+    (total,) = await settled(auth, 2)
+    assert (total.num_requests, total.cached_prompt_tokens) == (2, 3 + prompt_tokens)
+    assert len(keyed.replica.submits) == 1
