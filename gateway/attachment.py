@@ -74,6 +74,9 @@ class Adoption:
     def on_started(self, choice: int, start: Start) -> None:
         self.sink.on_started(choice, start)
 
+    def on_device_time(self, choice: int, device_us: int) -> None:
+        self.sink.on_device_time(choice, device_us)
+
     def on_delta(
         self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> None:

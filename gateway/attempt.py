@@ -126,6 +126,9 @@ class AttemptSink:
         if not self._outcome.done():
             self._generation.start(choice, start)
 
+    def on_device_time(self, choice: int, device_us: int) -> None:
+        self._generation.spend(choice, device_us)
+
     def on_delta(
         self, choice: int, start: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from gateway.cache.client import CacheClient, Embedder, EmbedderState, Vector
 from gateway.identity import EMBEDDINGS
 from gateway.pipeline import Pipeline
-from gateway.request import Call
+from gateway.ranges import check_attribution
+from gateway.request import Attribution, Call
 from gateway.tokens import Usage
 from infermesh.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound
 
@@ -31,12 +32,14 @@ class EmbeddingRequest:
         texts: named `input` or `input[i]` in refusals.
         is_list: the client sent a list, not one string.
         dimensions: None: the model's own.
+        end_user: whose usage it is, as the client names it.
     """
 
     model: str
     texts: tuple[str, ...]
     is_list: bool = True
     dimensions: int | None = None
+    end_user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Embeddings:
             cache, embedder = self._embedder(request.model)
             principal.require_model(request.model)
             record.model = embedder.model_id
+            record.attribution = Attribution(request.end_user)
+            check_attribution(record.attribution)
             check(request, embedder)
             ticket = await self._pipeline.gate.admit(principal, most_tokens(request, embedder))
             try:

@@ -26,6 +26,8 @@ class ChoiceLog:
     finish: Finish | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    # Its share of the device's time, over all attempts.
+    device_us: int = 0
     # No reader wants more of it: it has ended here, whatever its replica still does.
     dropped: bool = False
 
@@ -75,6 +77,7 @@ class Reader:
         self._num_at_join = generation.num_tokens
         self._max_unread = max_unread
         self._error: MeshError | None = None
+        self._device_us = 0
         self.wake = wake
 
     @property
@@ -122,6 +125,22 @@ class Reader:
         """It has not declined the choice."""
         return choice not in self._declined
 
+    @property
+    def device_us(self) -> int:
+        """Device time that this reader accounts for, in microseconds: of readers that go their own
+        ways each microsecond is one's; who comes back to an answer with a key accounts for all.
+        """
+        if self._generation.job.resumable is not None:
+            return self._generation.device_us
+        if self._generation.payer is self:
+            return self._generation.unpaid_device_us
+        return self._device_us
+
+    def pay(self) -> int:
+        """It leaves, and takes its part of the device's time on itself; the part."""
+        self._device_us = self.device_us
+        return self._device_us
+
     def close(self) -> None:
         """Stops reading; the generation ends with its last reader. Harmless when repeated."""
         self._generation.leave(self)
@@ -167,6 +186,7 @@ class Generation:
         self.on_dropped: Callable[[int], None] = lambda choice: None
         self._clock = clock
         self._readers: list[Reader] = []
+        self._paid_device_us = 0
 
     @property
     def ended(self) -> bool:
@@ -182,6 +202,26 @@ class Generation:
     def num_readers(self) -> int:
         return len(self._readers)
 
+    @property
+    def device_us(self) -> int:
+        """What all of it took of the device so far."""
+        return sum(choice.device_us for choice in self.choices)
+
+    @property
+    def payer(self) -> Reader | None:
+        """Who accounts for the device's time now: of those who read, the first that came."""
+        return self._readers[0] if self._readers else None
+
+    @property
+    def unpaid_device_us(self) -> int:
+        """What no reader that has left accounts for."""
+        return self.device_us - self._paid_device_us
+
+    def spend(self, choice: int, device_us: int) -> None:
+        """A scheduler says what it cost, in microseconds of the device."""
+        if 0 <= choice < len(self.choices):
+            self.choices[choice].device_us += device_us
+
     def join(self, wake: asyncio.Event, max_unread: int) -> Reader:
         """A new reader, from the first token on."""
         reader = Reader(self, wake, max_unread)
@@ -193,6 +233,8 @@ class Generation:
         """The reader is gone; with the last one, so is the reason to go on."""
         if reader not in self._readers:
             return
+        if reader is self.payer:
+            self._paid_device_us += reader.pay()
         self._readers.remove(reader)
         if not self._readers and not self.ended:
             self.error = Cancelled("nobody reads this generation any more")

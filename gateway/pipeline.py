@@ -89,6 +89,7 @@ class Pipeline:
             MeshError: it was refused; nothing is held.
         """
         record = self.records.open(call.request_id, call.endpoint)
+        record.attribution = request.options.attribution
         try:
             check(request.options)
             principal = await self.gate.identify(call.credential, INFERENCE)
@@ -287,8 +288,10 @@ class Pipeline:
                 # a shared generation may outlive the request that began it, any other may not
                 job = dataclasses.replace(job, deadline=deadline)
             reader = self.flights.join(job, wake)
-            record.shared |= reader.generation.job.request_id != job.request_id
-            prompts.append(PromptReply(reader, model, options, len(prompts) * options.n))
+            is_shared = reader.generation.job.request_id != job.request_id
+            record.shared |= is_shared
+            first_index = len(prompts) * options.n
+            prompts.append(PromptReply(reader, model, options, first_index, (), is_shared))
         return prompts
 
     def _reply(

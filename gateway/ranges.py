@@ -4,13 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.request import Options
+from gateway.request import Attribution, Options
 from infermesh.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MAX_USER_CHARS = 256
+# As OpenAI's `metadata` has them.
+MAX_LABELS = 16
+MAX_LABEL_NAME_CHARS = 64
+MAX_LABEL_VALUE_CHARS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,28 @@ def check(options: Options) -> None:
             )
     _check_count("stop_token_ids", stop.stop_token_ids, MAX_STOP_TOKEN_IDS)
     _check_stop_strings(options.stop_strings)
+    check_attribution(options.attribution)
+    _check_text("user", "user", options.user, 0, MAX_USER_CHARS)
+
+
+def check_attribution(attribution: Attribution) -> None:
+    """Raises InvalidRequest for what the ledger could not keep as it is."""
+    _check_text("user", "user", attribution.end_user, 0, MAX_USER_CHARS)
+    labels = attribution.labels
+    _check_count("metadata", labels, MAX_LABELS)
+    for name, value in labels.items():
+        _check_text("metadata", "metadata has a name that", name, 1, MAX_LABEL_NAME_CHARS)
+        what = f"metadata.{name}"
+        _check_text("metadata", what, value, 0, MAX_LABEL_VALUE_CHARS)
+
+
+def _check_text(param: str, what: str, text: str, least: int, most: int) -> None:
+    if not least <= len(text) <= most:
+        raise InvalidRequest(
+            f"{what} has {len(text)} characters; {least} to {most} are allowed", param=param
+        )
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise InvalidRequest(f"{what} has a character that can't be stored", param=param)
 
 
 def check_token_ids(param: str, token_ids: Sequence[int], vocab_size: int) -> None:

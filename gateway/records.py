@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway import metrics
 from gateway.cache.verdict import Verdict
-from gateway.request import RequestId
+from gateway.request import Attribution, RequestId
 from gateway.tokens import ChoiceTimings, Usage
 from infermesh.errors import as_mesh_error
 from infermesh.telemetry import logs
@@ -30,6 +30,7 @@ class RequestRecord:
     Attributes:
         cache: what became of the question whether an answer is there; None without a cache.
         resumed_from: the request that began the answer, where that was another one of its key.
+        attribution: for the ledger alone; neither logged nor shown.
         held_s: how long a token waited for the cache's word.
         refresh: brings usage and timings of a running request up to date, which not every token
             does.
@@ -44,6 +45,8 @@ class RequestRecord:
     error: str | None = None
     num_choices: int = 0
     usage: Usage = field(default_factory=Usage)
+    attribution: Attribution = field(default_factory=Attribution)
+    finish_reasons: set[str] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)
     shared: bool = False
     resumed_from: RequestId | None = None
@@ -58,6 +61,13 @@ class RequestRecord:
     ended_at: float | None = None
     timings: ChoiceTimings | None = None
     refresh: Callable[[], None] | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the answer came from, as the ledger names it; empty where there is no cache."""
+        if self.shared and (self.cache is None or not self.cache.is_hit):
+            return "shared"
+        return self.cache.outcome.value if self.cache is not None else ""
 
     def phases(self, now: float) -> dict[str, float]:
         """Milliseconds per phase, those that were reached."""

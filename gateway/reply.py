@@ -27,6 +27,8 @@ class Reader(Protocol):
     def generation(self) -> Generation: ...
     @property
     def admitted(self) -> bool: ...
+    @property
+    def device_us(self) -> int: ...
     def take(self) -> list[ChoiceNews]: ...
     def decline(self, choice: int) -> None: ...
     def close(self) -> None: ...
@@ -37,6 +39,7 @@ class PromptReply:
 
     Args:
         num_had: tokens of each choice that the client has; empty: none.
+        is_shared: another request computes it.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class PromptReply:
         options: Options,
         first_index: int,
         num_had: Sequence[int] = (),
+        is_shared: bool = False,
     ) -> None:
         self._reader = reader
+        self._is_shared = is_shared
         self.num_had = had = tuple(num_had) or (0,) * options.n
         job = reader.generation.job
         self.prompt_len = len(job.prompt_token_ids)
@@ -98,7 +103,8 @@ class PromptReply:
         return Usage(
             prompt_tokens=self.prompt_len,
             completion_tokens=sum(text.num_tokens for text in self.texts),
-            cached_prompt_tokens=min(cached),
+            cached_prompt_tokens=self.prompt_len if self._is_shared else min(cached),
+            device_us=self._reader.device_us,
         )
 
     def timings(self) -> ChoiceTimings | None:
@@ -275,6 +281,8 @@ class Reply:
             metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
                 record.first_token_at - record.started_at
             )
+        texts = [text for prompt in self.prompts for text in prompt.texts]
+        record.finish_reasons = {r.value for text in texts if (r := text.finish_reason) is not None}
         known = [t for p in self.prompts if (t := p.timings()) is not None]
         if known:
             record.timings = known[-1]

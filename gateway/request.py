@@ -58,10 +58,21 @@ Prompt = str | tuple[int, ...] | Conversation
 
 
 @dataclass(frozen=True, slots=True)
+class Attribution:
+    """Whose usage it is, in the client's own words: its end user, empty where it names none, and
+    labels. Changes no answer.
+    """
+
+    end_user: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything about a generation but its input.
 
     Attributes:
+        user: narrows what is shared.
         fallback_max_tokens: output where the client set no limit; None: the rest of the context.
     """
 
@@ -71,6 +82,7 @@ class Options:
     n: int = 1
     priority: Priority = Priority.NORMAL
     user: str = ""
+    attribution: Attribution = Attribution()
     fallback_max_tokens: int | None = None
 
 

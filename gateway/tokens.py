@@ -82,15 +82,17 @@ class ChoiceDelta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost."""
+    """What a request cost; its share of the device's time is in microseconds."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
+    device_us: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_prompt_tokens + other.cached_prompt_tokens,
+            self.device_us + other.device_us,
         )

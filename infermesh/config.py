@@ -67,6 +67,11 @@ class GatewayConfig:
         1.0, "of a tenant's limits, for this gateway: 1 / gateways keeps to them", low=0.0, high=1.0
     )
     usage_dir: str = setting("", "spool of usage records; needed where auth is set")
+    usage_end_user: str = setting(
+        "plain",
+        "usage is kept under the end user that a client names: as it is, hashed, or not at all",
+        choices=("plain", "hashed", "none"),
+    )
     max_request_bytes: int = setting(8 << 20, "largest request body", low=1024)
     max_inflight_requests: int = setting(
         1024, "more are refused with 429, a tenant alone at 4/5 of it", low=1
@@ -136,6 +141,17 @@ class AuthConfig:
     jwt_issuer: str = setting("", "`iss` of its tokens")
     jwt_audience: str = setting("infermesh", "`aud` of its tokens")
     lease_s: float = setting(20.0, "a gateway's quota is its own for so long", low=1.0)
+    ledger_retention_days: int = setting(
+        0,
+        "older usage is rolled up into sums per day, without its labels; 0: rows stay for ever",
+        low=0,
+    )
+    prices: tuple[str, ...] = setting(
+        (),
+        "one per model, or * for others: 'NAME prompt=0.15 cached_prompt=0.05 output=0.60 "
+        "cached_output=0 device_second=0.001', per million tokens; they hold from the start on",
+    )
+    currency: str = setting("USD", "of the prices")
     max_request_s: float = setting(
         600.0, "a lost gateway's requests hold their places for so long", low=0.0
     )

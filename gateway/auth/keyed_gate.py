@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ class KeyedGate:
     ) -> None:
         if not config.usage_dir:
             raise ConfigError("gateway.usage_dir is empty; with gateway.auth it must be a folder")
+        self._end_users = config.usage_end_user
         self._spool = Spool(Path(config.usage_dir).expanduser())
         self._instances = AuthInstances(
             config.auth, config.discovery_interval_s, certificates, refuse
@@ -85,7 +87,9 @@ class KeyedGate:
             is_open = isinstance(hold.account, OpenAccount)
             ADMISSIONS.labels("open" if is_open else "admitted").inc()
             headers = self._headers(principal)
-        return KeyedTicket(principal, hold, headers, self._leases, self._spool, record_id)
+        return KeyedTicket(
+            principal, hold, headers, self._leases, self._spool, record_id, self._end_users
+        )
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         tasks.create_task(self._instances.run())
@@ -120,8 +124,10 @@ class KeyedTicket:
         leases: LeaseKeeper,
         spool: Spool,
         record_id: str | None,
+        end_users: str,
     ) -> None:
         self.headers = headers
+        self._end_users = end_users
         self._principal = principal
         self._hold = hold
         self._leases = leases
@@ -149,8 +155,21 @@ class KeyedTicket:
                 "completion_tokens": usage.completion_tokens,
                 "cached_prompt_tokens": usage.cached_prompt_tokens,
                 "finished_unix_ms": time.time_ns() // 1_000_000,
+                "end_user": self._end_user(record),
+                "labels": dict(record.attribution.labels),
+                "finish_reason": ",".join(sorted(record.finish_reasons)),
+                "cache": record.source,
+                "device_us": usage.device_us,
             }
         )
+
+    def _end_user(self, record: RequestRecord) -> str:
+        name = record.attribution.end_user
+        if not name or self._end_users == "none":
+            return ""
+        if self._end_users == "plain":
+            return name
+        return hashlib.sha256(f"{self._principal.tenant}/{name}".encode()).hexdigest()[:32]
 
     def cancel(self) -> None:
         if not self._closed:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import orjson
 
@@ -27,7 +27,9 @@ MAX_UNWRITTEN = 10_000
 
 
 class UsageRow(TypedDict):
-    """One request's cost, as the ledger takes it."""
+    """One request's cost, as the ledger takes it. What may be absent is so in the files of releases
+    that did not have it.
+    """
 
     record_id: str
     request_id: str
@@ -40,6 +42,11 @@ class UsageRow(TypedDict):
     completion_tokens: int
     cached_prompt_tokens: int
     finished_unix_ms: int
+    end_user: NotRequired[str]
+    labels: NotRequired[dict[str, str]]
+    finish_reason: NotRequired[str]
+    cache: NotRequired[str]
+    device_us: NotRequired[int]
 
 
 class Spool:

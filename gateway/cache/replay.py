@@ -32,6 +32,10 @@ class Replay:
     def admitted(self) -> bool:
         return True
 
+    @property
+    def device_us(self) -> int:
+        return 0
+
     def take(self) -> list[ChoiceNews]:
         """The next piece of every choice."""
         news = []

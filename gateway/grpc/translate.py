@@ -7,6 +7,7 @@ from typing import Any
 from gateway.cache.client import Embedder
 from gateway.embeddings import Embedded
 from gateway.request import (
+    Attribution,
     Conversation,
     GenerationRequest,
     Options,
@@ -93,6 +94,7 @@ def options_from_pb(options: pb.GenerationOptions) -> Options:
         n=options.n if options.HasField("n") else 1,
         priority=_priority(options.priority),
         user=options.user,
+        attribution=Attribution(options.user, dict(options.labels)),
     )
 
 

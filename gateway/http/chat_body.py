@@ -28,11 +28,9 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
     # hints that change no answer
-    "metadata": ({},),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "safety_identifier": (),
     # of other servers
     "best_of": (1,),
     "use_beam_search": (False,),
@@ -53,15 +51,7 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "documents": ([],),
 }
-_HINTS = frozenset(
-    {
-        "metadata",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-    }
-)
+_HINTS = frozenset({"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"})
 
 
 class ChatMessage(BaseModel):

@@ -45,7 +45,9 @@ class EmbeddingsBody(BaseModel):
             UnsupportedParameter: token ids, which mean nothing without OpenAI's tokenizer.
         """
         if isinstance(self.input, str):
-            return EmbeddingRequest(self.model, (self.input,), False, self.dimensions)
+            return EmbeddingRequest(
+                self.model, (self.input,), False, self.dimensions, self.user or ""
+            )
         if not self.input:
             raise InvalidRequest("input is empty; it must have at least one text", param="input")
         texts = tuple(text for text in self.input if isinstance(text, str))
@@ -54,7 +56,7 @@ class EmbeddingsBody(BaseModel):
                 "input has token ids; only text is supported: a string or a list of strings",
                 param="input",
             )
-        return EmbeddingRequest(self.model, texts, True, self.dimensions)
+        return EmbeddingRequest(self.model, texts, True, self.dimensions, self.user or "")
 
 
 # More vectors than this take milliseconds to render: not on the event loop.

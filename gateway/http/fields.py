@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.http.parsing import token_id_key
-from gateway.ranges import RANGES
-from gateway.request import Options, Priority, Sampling, StopRules
+from gateway.ranges import MAX_LABELS, MAX_USER_CHARS, RANGES
+from gateway.request import Attribution, Options, Priority, Sampling, StopRules
 
 
 def _bounds(name: str) -> Any:
@@ -48,7 +48,13 @@ class CommonBody(BaseModel):
     presence_penalty: float | None = ranged("presence_penalty")
     frequency_penalty: float | None = ranged("frequency_penalty")
     logit_bias: dict[str, float] | None = None
-    user: str | None = None
+    user: str | None = Field(default=None, json_schema_extra={"maxLength": MAX_USER_CHARS})
+    safety_identifier: str | None = Field(
+        default=None, json_schema_extra={"maxLength": MAX_USER_CHARS}
+    )
+    metadata: dict[str, str] | None = Field(
+        default=None, json_schema_extra={"maxProperties": MAX_LABELS}
+    )
     # of other servers
     top_k: int | None = Field(default=None, json_schema_extra={"minimum": -1})
     min_p: float | None = ranged("min_p")
@@ -87,6 +93,7 @@ class CommonBody(BaseModel):
             n=1 if self.n is None else self.n,
             priority=Priority[(self.priority or "normal").upper()],
             user=self.user or "",
+            attribution=Attribution(self.safety_identifier or self.user or "", self.metadata or {}),
             fallback_max_tokens=fallback_max_tokens,
         )
 

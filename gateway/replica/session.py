@@ -51,6 +51,9 @@ class Sink(Protocol):
 
     def on_started(self, choice: int, start: Start) -> None: ...
 
+    def on_device_time(self, choice: int, device_us: int) -> None:
+        """What the choice took of the device and was not told before; before its tokens."""
+
     def on_delta(
         self,
         choice: int,
@@ -209,22 +212,27 @@ class Session:
                 logprobs = logprobs_from_pb(delta.logprobs) if delta.logprobs else ()
                 if delta.HasField("timings"):
                     sink.on_started(delta.choice, start_from_pb(delta))
+                sink.on_device_time(delta.choice, delta.device_us)
                 sink.on_delta(delta.choice, delta.start, list(delta.token_ids), logprobs)
         if response.HasField("tokens"):
             self._hand_out(response.tokens)
         for finished in response.finished:
             if sink := self._sinks.get(StreamId(finished.stream_id)):
+                sink.on_device_time(finished.choice, finished.device_us)
                 sink.on_finished(finished.choice, finish_from_pb(finished))
         for moved in response.moved:
             self._move(moved)
 
     def _hand_out(self, tokens: pb.PackedTokens) -> None:
         sinks, nothing = self._sinks, ()
-        columns = (tokens.stream_ids, tokens.choices, tokens.starts, tokens.token_ids)
+        # schedulers of the release before count no device time
+        device_us = tokens.device_us or (0,) * len(tokens.stream_ids)
+        columns = (tokens.stream_ids, tokens.choices, tokens.starts, tokens.token_ids, device_us)
         if len({len(column) for column in columns}) > 1:
             raise ProtocolViolation("packed tokens are not one in each of their lists")
-        for stream_id, choice, start, token_id in zip(*columns, strict=True):
+        for stream_id, choice, start, token_id, took_us in zip(*columns, strict=True):
             if sink := sinks.get(StreamId(stream_id)):
+                sink.on_device_time(choice, took_us)
                 sink.on_delta(choice, start, (token_id,), nothing)
 
     def _move(self, moved: pb.Moved) -> None:

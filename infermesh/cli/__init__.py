@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from infermesh.cli import certs, chat, check, config, keys, quantize, restart, tenants, up, usage
+from infermesh.cli import (
+    auth,
+    certs,
+    chat,
+    check,
+    config,
+    keys,
+    quantize,
+    restart,
+    tenants,
+    up,
+    usage,
+)
 from infermesh.config import ConfigError
 from infermesh.errors import MeshError
 
@@ -22,6 +34,7 @@ app.command("restart")(restart.restart)
 app.command("quantize")(quantize.quantize)
 app.command("usage")(usage.usage)
 app.command("certs")(certs.certs)
+app.add_typer(auth.app, name="auth")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")

@@ -1,6 +1,9 @@
-"""`infermesh usage`: what was used, by tenant, key and model."""
+"""`infermesh usage`: what was used and what it cost, by tenant, key, model, user, day or label."""
 
+import csv
+import enum
 import json
+import sys
 import time
 from typing import Annotated
 
@@ -9,41 +12,108 @@ from rich.console import Console
 from rich.table import Table
 
 from infermesh.cli.admin import CALL_S, Address, auth_admin, seconds
+from infermesh.errors import InvalidRequest
 from infermesh.v1 import auth_admin_service_pb2 as pb
+
+Facts = dict[str, str | int | float]
+_DIMENSIONS = {
+    "tenant": pb.USAGE_DIMENSION_TENANT,
+    "key": pb.USAGE_DIMENSION_KEY,
+    "model": pb.USAGE_DIMENSION_MODEL,
+    "user": pb.USAGE_DIMENSION_USER,
+    "day": pb.USAGE_DIMENSION_DAY,
+    "label": pb.USAGE_DIMENSION_LABEL,
+}
+_DEFAULT = ("tenant", "key", "model")
+
+
+class Format(enum.StrEnum):
+    """What is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
 
 
 def usage(
     tenant: Annotated[str, typer.Option(help="Only this one's; default: all.")] = "",
     since: Annotated[str | None, typer.Option(help="The last 1h, 30d, ...; default: ever.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tenant, key, model, user, day or label:NAME; again for more. "
+            "Default: tenant, key and model."
+        ),
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="How it is printed.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     admin: Address = None,
 ) -> None:
-    """Show requests and tokens by tenant, key and model."""
-    request = pb.QueryUsageRequest(tenant_id=tenant)
-    if since is not None:
-        request.since_unix_ms = int((time.time() - seconds(since, "since")) * 1e3)
+    """Show requests, tokens, device time and cost."""
+    names = list(dict.fromkeys(by or _DEFAULT))
+    request = _request(tenant, since, names)
     with auth_admin(admin) as stub:
         totals = stub.QueryUsage(request, timeout=CALL_S).totals
-    if as_json:
-        typer.echo(json.dumps([_facts(total) for total in totals]))
-        return
-    table = Table(box=None, header_style="bold")
-    for heading in ("tenant", "key", "model"):
-        table.add_column(heading)
-    for heading in ("requests", "prompt tokens", "completion tokens", "cached prompt tokens"):
-        table.add_column(heading, justify="right")
-    for total in totals:
-        table.add_row(*(str(value) for value in _facts(total).values()))
-    Console().print(table)
+    rows = [_facts(total, names) for total in totals]
+    if as_json or output is Format.JSON:
+        typer.echo(json.dumps(rows))
+    elif output is Format.CSV:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(_headings(names))
+        writer.writerows(row.values() for row in rows)
+    else:
+        _show(names, rows)
 
 
-def _facts(total: pb.UsageTotal) -> dict[str, str | int]:
-    return {
+def _request(tenant: str, since: str | None, names: list[str]) -> pb.QueryUsageRequest:
+    request = pb.QueryUsageRequest(tenant_id=tenant)
+    for name in names:
+        kind, _, label = name.partition(":")
+        if kind not in _DIMENSIONS or (kind == "label") != bool(label):
+            raise InvalidRequest(
+                f"by is {name!r}; it must be tenant, key, model, user, day or label:NAME",
+                param="by",
+            )
+        if label and request.label:
+            raise InvalidRequest("by names two labels; one is possible", param="by")
+        request.group_by.append(_DIMENSIONS[kind])
+        request.label = request.label or label
+    if since is not None:
+        request.since_unix_ms = int((time.time() - seconds(since, "since")) * 1e3)
+    return request
+
+
+def _headings(names: list[str]) -> list[str]:
+    return list(_facts(pb.UsageTotal(), names))
+
+
+def _facts(total: pb.UsageTotal, names: list[str]) -> Facts:
+    values = {
         "tenant": total.tenant_id,
         "key": total.key_id,
         "model": total.model,
+        "user": total.end_user,
+        "day": total.day,
+    }
+    return {
+        **{name: values.get(name, total.label_value) for name in names},
         "requests": total.num_requests,
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,
         "cached_prompt_tokens": total.cached_prompt_tokens,
+        "computed_prompt_tokens": total.prompt_tokens - total.cached_prompt_tokens,
+        "device_seconds": total.device_us / 1e6,
+        # a decimal number as text: money is no float
+        "cost": total.cost if total.currency else "",
+        "currency": total.currency,
     }
+
+
+def _show(names: list[str], rows: list[Facts]) -> None:
+    table = Table(box=None, header_style="bold")
+    for heading in _headings(names):
+        justify = "left" if heading in names else "right"
+        table.add_column(heading.replace("_", " "), justify=justify)  # type: ignore[arg-type]  # a literal
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from infermesh.v1 import auth_service_pb2 as _auth_service_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _UsageDimension:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    USAGE_DIMENSION_TENANT: _UsageDimension.ValueType  # 1
+    USAGE_DIMENSION_KEY: _UsageDimension.ValueType  # 2
+    USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 3
+    USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 4
+    """The end user as the client named it."""
+    USAGE_DIMENSION_DAY: _UsageDimension.ValueType  # 5
+    """Of UTC."""
+    USAGE_DIMENSION_LABEL: _UsageDimension.ValueType  # 6
+    """The value of one label; rows without it, and days that are rolled up, are under ""."""
+
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """What sums are made by."""
+
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+USAGE_DIMENSION_TENANT: UsageDimension.ValueType  # 1
+USAGE_DIMENSION_KEY: UsageDimension.ValueType  # 2
+USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 3
+USAGE_DIMENSION_USER: UsageDimension.ValueType  # 4
+"""The end user as the client named it."""
+USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 5
+"""Of UTC."""
+USAGE_DIMENSION_LABEL: UsageDimension.ValueType  # 6
+"""The value of one label; rows without it, and days that are rolled up, are under ""."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
 class Tenant(_message.Message):
@@ -448,21 +481,33 @@ class QueryUsageRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty: every tenant's."""
     since_unix_ms: _builtins.int
-    """Requests that finished in [since, until); absent: open."""
+    """Requests that finished in [since, until); absent: open.
+    A day that is rolled up counts by its first moment.
+    """
     until_unix_ms: _builtins.int
+    label: _builtins.str
+    """Whose values make USAGE_DIMENSION_LABEL."""
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
+        """Sums are made for each combination of these; empty: tenant, key and model."""
+
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         since_unix_ms: _builtins.int | None = ...,
         until_unix_ms: _builtins.int | None = ...,
+        group_by: _abc.Iterable[Global___UsageDimension.ValueType] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_since_unix_ms", b"_since_unix_ms", "_until_unix_ms", b"_until_unix_ms", "since_unix_ms", b"since_unix_ms", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since_unix_ms", b"_since_unix_ms", "_until_unix_ms", b"_until_unix_ms", "since_unix_ms", b"since_unix_ms", "tenant_id", b"tenant_id", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since_unix_ms", b"_since_unix_ms", "_until_unix_ms", b"_until_unix_ms", "group_by", b"group_by", "label", b"label", "since_unix_ms", b"since_unix_ms", "tenant_id", b"tenant_id", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__since_unix_ms: _TypeAlias = _typing.Literal["since_unix_ms"]  # noqa: Y015
     _WhichOneofArgType__since_unix_ms: _TypeAlias = _typing.Literal["_since_unix_ms", b"_since_unix_ms"]  # noqa: Y015
@@ -482,7 +527,7 @@ class QueryUsageResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageTotal]:
-        """By tenant, key and model."""
+        """Ordered by what they are made by. One each per currency: what had no price is apart."""
 
     def __init__(
         self,
@@ -499,6 +544,8 @@ Global___QueryUsageResponse: _TypeAlias = QueryUsageResponse  # noqa: Y015
 
 @_typing.final
 class UsageTotal(_message.Message):
+    """Fields that the sum is not made by are empty."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
@@ -508,6 +555,12 @@ class UsageTotal(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    END_USER_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    LABEL_VALUE_FIELD_NUMBER: _builtins.int
+    DEVICE_US_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     key_id: _builtins.str
     model: _builtins.str
@@ -515,6 +568,15 @@ class UsageTotal(_message.Message):
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
+    end_user: _builtins.str
+    day: _builtins.str
+    """As 2026-11-29."""
+    label_value: _builtins.str
+    device_us: _builtins.int
+    cost: _builtins.str
+    """A decimal number of `currency`, each row at the price of its time."""
+    currency: _builtins.str
+    """Empty: there was no price."""
     def __init__(
         self,
         *,
@@ -525,10 +587,16 @@ class UsageTotal(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         cached_prompt_tokens: _builtins.int = ...,
+        end_user: _builtins.str = ...,
+        day: _builtins.str = ...,
+        label_value: _builtins.str = ...,
+        device_us: _builtins.int = ...,
+        cost: _builtins.str = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "key_id", b"key_id", "model", b"model", "num_requests", b"num_requests", "prompt_tokens", b"prompt_tokens", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "cost", b"cost", "currency", b"currency", "day", b"day", "device_us", b"device_us", "end_user", b"end_user", "key_id", b"key_id", "label_value", b"label_value", "model", b"model", "num_requests", b"num_requests", "prompt_tokens", b"prompt_tokens", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -135,7 +135,7 @@ class AuthAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def QueryUsage(self, request, context):
-        """Sums up the ledger per tenant, key and model. Errors: INVALID_REQUEST.
+        """Sums up the ledger by what is asked for. Errors: INVALID_REQUEST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

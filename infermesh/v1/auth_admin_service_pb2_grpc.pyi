@@ -54,7 +54,7 @@ class AuthAdminServiceStub:
     Errors: NOT_FOUND.
     """
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_auth_admin_service_pb2.QueryUsageRequest, _auth_admin_service_pb2.QueryUsageResponse]
-    """Sums up the ledger per tenant, key and model. Errors: INVALID_REQUEST."""
+    """Sums up the ledger by what is asked for. Errors: INVALID_REQUEST."""
 
 @_typing.type_check_only
 class AuthAdminServiceAsyncStub(AuthAdminServiceStub):
@@ -82,7 +82,7 @@ class AuthAdminServiceAsyncStub(AuthAdminServiceStub):
     Errors: NOT_FOUND.
     """
     QueryUsage: _aio.UnaryUnaryMultiCallable[_auth_admin_service_pb2.QueryUsageRequest, _auth_admin_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Sums up the ledger per tenant, key and model. Errors: INVALID_REQUEST."""
+    """Sums up the ledger by what is asked for. Errors: INVALID_REQUEST."""
 
 class AuthAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tenants, keys, limits and usage, for operators. Served on a unix socket alone, whose file
@@ -155,6 +155,6 @@ class AuthAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_admin_service_pb2.QueryUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_admin_service_pb2.QueryUsageResponse, _abc.Awaitable[_auth_admin_service_pb2.QueryUsageResponse]]:
-        """Sums up the ledger per tenant, key and model. Errors: INVALID_REQUEST."""
+        """Sums up the ledger by what is asked for. Errors: INVALID_REQUEST."""
 
 def add_AuthAdminServiceServicer_to_server(servicer: AuthAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -563,6 +563,26 @@ class UsageRecord(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RECORD_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
@@ -574,6 +594,11 @@ class UsageRecord(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    END_USER_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    DEVICE_US_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     """Drawn by the gateway: a client may send one request id twice, its usage must count twice."""
     request_id: _builtins.str
@@ -586,7 +611,27 @@ class UsageRecord(_message.Message):
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
+    """Of the prompt, what was not computed: found in the prefix cache, or all of it where the answer
+    was found in the cache or is another request's in flight.
+    """
     finished_unix_ms: _builtins.int
+    """Says which prices apply."""
+    end_user: _builtins.str
+    """Whom the client names as its own user, at most 256 characters; empty: nobody."""
+    finish_reason: _builtins.str
+    """Why its choices ended, sorted, with commas: "length,stop"; empty where none did."""
+    cache: _builtins.str
+    """Where the answer came from: "hit", "miss" or "bypass" of the cache, or "shared" with a request
+    in flight; empty: there is no cache.
+    """
+    device_us: _builtins.int
+    """Its share of the device's time over all attempts, in microseconds; a generation that several
+    requests read is counted at one of them.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The client's own labels: at most 16, names of 1 to 64 and values of up to 512 characters."""
+
     def __init__(
         self,
         *,
@@ -601,10 +646,15 @@ class UsageRecord(_message.Message):
         completion_tokens: _builtins.int = ...,
         cached_prompt_tokens: _builtins.int = ...,
         finished_unix_ms: _builtins.int = ...,
+        end_user: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        finish_reason: _builtins.str = ...,
+        cache: _builtins.str = ...,
+        device_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "endpoint", b"endpoint", "finished_unix_ms", b"finished_unix_ms", "key_id", b"key_id", "model", b"model", "prompt_tokens", b"prompt_tokens", "record_id", b"record_id", "request_id", b"request_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "device_us", b"device_us", "end_user", b"end_user", "endpoint", b"endpoint", "finish_reason", b"finish_reason", "finished_unix_ms", b"finished_unix_ms", "key_id", b"key_id", "labels", b"labels", "model", b"model", "prompt_tokens", b"prompt_tokens", "record_id", b"record_id", "request_id", b"request_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

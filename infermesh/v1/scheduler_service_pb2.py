@@ -28,19 +28,19 @@ from infermesh.v1 import model_pb2 as infermesh_dot_v1_dot_model__pb2
 from infermesh.v1 import sampling_pb2 as infermesh_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$infermesh/v1/scheduler_service.proto\x12\x0cinfermesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19infermesh/v1/errors.proto\x1a\x18infermesh/v1/model.proto\x1a\x1binfermesh/v1/sampling.proto\"\xa6\x01\n\x0eSessionRequest\x12&\n\x06submit\x18\x01 \x01(\x0b\x32\x14.infermesh.v1.SubmitH\x00\x12&\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x14.infermesh.v1.CancelH\x00\x12&\n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x14.infermesh.v1.AttachH\x00\x12\x14\n\x0cpacks_tokens\x18\x04 \x01(\x08\x42\x06\n\x04kind\"\xdb\x04\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\x05\x12*\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x19.infermesh.v1.ChoiceState\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x07 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12(\n\x08priority\x18\x08 \x01(\x0e\x32\x16.infermesh.v1.Priority\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x15\n\rtenant_weight\x18\n \x01(\x02\x12\x35\n\x12remaining_deadline\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0esharing_domain\x18\x0c \x01(\t\x12\x12\n\nadapter_id\x18\r \x01(\t\x12 \n\x04task\x18\x0e \x01(\x0e\x32\x12.infermesh.v1.Task\x12\x1c\n\x0fprompt_logprobs\x18\x0f \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x10 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x11 \x01(\x0c\x12\x13\n\x0b\x62ody_digest\x18\x12 \x01(\x0c\x12\x13\n\x0bnum_crashes\x18\x13 \x01(\r\x12\x11\n\trecord_id\x18\x14 \x01(\tB\x12\n\x10_prompt_logprobsJ\x04\x08\x1e\x10(\"6\n\x0b\x43hoiceState\x12\r\n\x05index\x18\x01 \x01(\r\x12\x18\n\x10output_token_ids\x18\x02 \x03(\x05\",\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hoices\x18\x02 \x03(\r\"I\n\x06\x41ttach\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62ody_digest\x18\x03 \x01(\x0c\"\xb2\x02\n\x0fSessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.infermesh.v1.SessionReady\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x16.infermesh.v1.Accepted\x12&\n\x07refused\x18\x03 \x03(\x0b\x32\x15.infermesh.v1.Refused\x12(\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x18.infermesh.v1.TokenDelta\x12(\n\x08\x66inished\x18\x05 \x03(\x0b\x32\x16.infermesh.v1.Finished\x12\"\n\x05moved\x18\x06 \x03(\x0b\x32\x13.infermesh.v1.Moved\x12*\n\x06tokens\x18\x07 \x01(\x0b\x32\x1a.infermesh.v1.PackedTokens\"V\n\x0cPackedTokens\x12\x12\n\nstream_ids\x18\x01 \x03(\x04\x12\x0f\n\x07\x63hoices\x18\x02 \x03(\r\x12\x0e\n\x06starts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"Y\n\x05Moved\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.infermesh.v1.MoveReason\x12\x13\n\x0bnum_crashes\x18\x03 \x01(\r\"=\n\x0cSessionReady\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"^\n\x08\x41\x63\x63\x65pted\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x15\n\rqueued_tokens\x18\x02 \x01(\r\x12(\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x16.infermesh.v1.Attached\"\xdf\x01\n\x08\x41ttached\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x05 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12\x0f\n\x07\x63hoices\x18\x06 \x03(\r\x12\x11\n\trecord_id\x18\x07 \x01(\t\x12\x14\n\x0cis_accounted\x18\x08 \x01(\x08\"F\n\x07Refused\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\"\xcc\x01\n\nTokenDelta\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.infermesh.v1.TokenLogprobs\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ChoiceTimings\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\"\xfd\x01\n\x08\x46inished\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.infermesh.v1.FinishReason\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x1a\n\rstop_token_id\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ChoiceTimings\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\rB\x10\n\x0e_stop_token_id\"\xbe\x01\n\rChoiceTimings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fnum_preemptions\x18\x04 \x01(\r\x12\x13\n\x0bnum_replays\x18\x05 \x01(\r\"\x15\n\x13WatchReplicaRequest\"\xbc\x02\n\x14WatchReplicaResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.infermesh.v1.ReplicaState\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x15\n\rload_progress\x18\x04 \x01(\x02\x12\x12\n\nload_stage\x18\x05 \x01(\t\x12\'\n\x04load\x18\x06 \x01(\x0b\x32\x19.infermesh.v1.ReplicaLoad\x12\x10\n\x08model_id\x18\x07 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\x12)\n\x06\x62locks\x18\t \x01(\x0b\x32\x19.infermesh.v1.BlockEvents\x12\x0f\n\x07version\x18\n \x01(\t\"i\n\x0b\x42lockEvents\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12\x0e\n\x06stored\x18\x03 \x03(\x06\x12\x0f\n\x07removed\x18\x04 \x03(\x06\x12\x12\n\nblock_size\x18\x05 \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"!\n\rDrainResponse\x12\x10\n\x08num_open\x18\x01 \x01(\r\"\xae\x01\n\x0bReplicaLoad\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x1a\n\x12num_tokens_waiting\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x02\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\"!\n\x1fSchedulerServiceGetModelRequest\"\x84\x01\n SchedulerServiceGetModelResponse\x12/\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifestH\x00\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x17.infermesh.v1.FileChunkH\x00\x42\x06\n\x04kind*O\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x0e\n\nTASK_SCORE\x10\x03*z\n\nMoveReason\x12\x1b\n\x17MOVE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14MOVE_REASON_DRAINING\x10\x01\x12\x1b\n\x17MOVE_REASON_DEVICE_LOST\x10\x02\x12\x18\n\x14MOVE_REASON_ATTACHED\x10\x03*\xb7\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x01\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x02\x12\x1c\n\x18REPLICA_STATE_RECOVERING\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x32\xe6\x02\n\x10SchedulerService\x12J\n\x07Session\x12\x1c.infermesh.v1.SessionRequest\x1a\x1d.infermesh.v1.SessionResponse(\x01\x30\x01\x12W\n\x0cWatchReplica\x12!.infermesh.v1.WatchReplicaRequest\x1a\".infermesh.v1.WatchReplicaResponse0\x01\x12k\n\x08GetModel\x12-.infermesh.v1.SchedulerServiceGetModelRequest\x1a..infermesh.v1.SchedulerServiceGetModelResponse0\x01\x12@\n\x05\x44rain\x12\x1a.infermesh.v1.DrainRequest\x1a\x1b.infermesh.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$infermesh/v1/scheduler_service.proto\x12\x0cinfermesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19infermesh/v1/errors.proto\x1a\x18infermesh/v1/model.proto\x1a\x1binfermesh/v1/sampling.proto\"\xa6\x01\n\x0eSessionRequest\x12&\n\x06submit\x18\x01 \x01(\x0b\x32\x14.infermesh.v1.SubmitH\x00\x12&\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x14.infermesh.v1.CancelH\x00\x12&\n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x14.infermesh.v1.AttachH\x00\x12\x14\n\x0cpacks_tokens\x18\x04 \x01(\x08\x42\x06\n\x04kind\"\xdb\x04\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\x05\x12*\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x19.infermesh.v1.ChoiceState\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x07 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12(\n\x08priority\x18\x08 \x01(\x0e\x32\x16.infermesh.v1.Priority\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x15\n\rtenant_weight\x18\n \x01(\x02\x12\x35\n\x12remaining_deadline\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0esharing_domain\x18\x0c \x01(\t\x12\x12\n\nadapter_id\x18\r \x01(\t\x12 \n\x04task\x18\x0e \x01(\x0e\x32\x12.infermesh.v1.Task\x12\x1c\n\x0fprompt_logprobs\x18\x0f \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x10 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x11 \x01(\x0c\x12\x13\n\x0b\x62ody_digest\x18\x12 \x01(\x0c\x12\x13\n\x0bnum_crashes\x18\x13 \x01(\r\x12\x11\n\trecord_id\x18\x14 \x01(\tB\x12\n\x10_prompt_logprobsJ\x04\x08\x1e\x10(\"6\n\x0b\x43hoiceState\x12\r\n\x05index\x18\x01 \x01(\r\x12\x18\n\x10output_token_ids\x18\x02 \x03(\x05\",\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hoices\x18\x02 \x03(\r\"I\n\x06\x41ttach\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62ody_digest\x18\x03 \x01(\x0c\"\xb2\x02\n\x0fSessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.infermesh.v1.SessionReady\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x16.infermesh.v1.Accepted\x12&\n\x07refused\x18\x03 \x03(\x0b\x32\x15.infermesh.v1.Refused\x12(\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x18.infermesh.v1.TokenDelta\x12(\n\x08\x66inished\x18\x05 \x03(\x0b\x32\x16.infermesh.v1.Finished\x12\"\n\x05moved\x18\x06 \x03(\x0b\x32\x13.infermesh.v1.Moved\x12*\n\x06tokens\x18\x07 \x01(\x0b\x32\x1a.infermesh.v1.PackedTokens\"i\n\x0cPackedTokens\x12\x12\n\nstream_ids\x18\x01 \x03(\x04\x12\x0f\n\x07\x63hoices\x18\x02 \x03(\r\x12\x0e\n\x06starts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12\x11\n\tdevice_us\x18\x05 \x03(\r\"Y\n\x05Moved\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.infermesh.v1.MoveReason\x12\x13\n\x0bnum_crashes\x18\x03 \x01(\r\"=\n\x0cSessionReady\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"^\n\x08\x41\x63\x63\x65pted\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x15\n\rqueued_tokens\x18\x02 \x01(\r\x12(\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x16.infermesh.v1.Attached\"\xdf\x01\n\x08\x41ttached\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.infermesh.v1.SamplingParams\x12*\n\x04stop\x18\x05 \x01(\x0b\x32\x1c.infermesh.v1.StopConditions\x12\x0f\n\x07\x63hoices\x18\x06 \x03(\r\x12\x11\n\trecord_id\x18\x07 \x01(\t\x12\x14\n\x0cis_accounted\x18\x08 \x01(\x08\"F\n\x07Refused\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\"\xdf\x01\n\nTokenDelta\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.infermesh.v1.TokenLogprobs\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ChoiceTimings\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\x12\x11\n\tdevice_us\x18\x08 \x01(\x04\"\x90\x02\n\x08\x46inished\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.infermesh.v1.FinishReason\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x1a\n\rstop_token_id\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.infermesh.v1.ChoiceTimings\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\x12\x11\n\tdevice_us\x18\x08 \x01(\x04\x42\x10\n\x0e_stop_token_id\"\xbe\x01\n\rChoiceTimings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fnum_preemptions\x18\x04 \x01(\r\x12\x13\n\x0bnum_replays\x18\x05 \x01(\r\"\x15\n\x13WatchReplicaRequest\"\xbc\x02\n\x14WatchReplicaResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.infermesh.v1.ReplicaState\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.infermesh.v1.ErrorDetail\x12\x15\n\rload_progress\x18\x04 \x01(\x02\x12\x12\n\nload_stage\x18\x05 \x01(\t\x12\'\n\x04load\x18\x06 \x01(\x0b\x32\x19.infermesh.v1.ReplicaLoad\x12\x10\n\x08model_id\x18\x07 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\x12)\n\x06\x62locks\x18\t \x01(\x0b\x32\x19.infermesh.v1.BlockEvents\x12\x0f\n\x07version\x18\n \x01(\t\"i\n\x0b\x42lockEvents\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12\x0e\n\x06stored\x18\x03 \x03(\x06\x12\x0f\n\x07removed\x18\x04 \x03(\x06\x12\x12\n\nblock_size\x18\x05 \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"!\n\rDrainResponse\x12\x10\n\x08num_open\x18\x01 \x01(\r\"\xae\x01\n\x0bReplicaLoad\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x1a\n\x12num_tokens_waiting\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x02\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\"!\n\x1fSchedulerServiceGetModelRequest\"\x84\x01\n SchedulerServiceGetModelResponse\x12/\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.infermesh.v1.ModelManifestH\x00\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x17.infermesh.v1.FileChunkH\x00\x42\x06\n\x04kind*O\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x0e\n\nTASK_SCORE\x10\x03*z\n\nMoveReason\x12\x1b\n\x17MOVE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14MOVE_REASON_DRAINING\x10\x01\x12\x1b\n\x17MOVE_REASON_DEVICE_LOST\x10\x02\x12\x18\n\x14MOVE_REASON_ATTACHED\x10\x03*\xb7\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x01\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x02\x12\x1c\n\x18REPLICA_STATE_RECOVERING\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x32\xe6\x02\n\x10SchedulerService\x12J\n\x07Session\x12\x1c.infermesh.v1.SessionRequest\x1a\x1d.infermesh.v1.SessionResponse(\x01\x30\x01\x12W\n\x0cWatchReplica\x12!.infermesh.v1.WatchReplicaRequest\x1a\".infermesh.v1.WatchReplicaResponse0\x01\x12k\n\x08GetModel\x12-.infermesh.v1.SchedulerServiceGetModelRequest\x1a..infermesh.v1.SchedulerServiceGetModelResponse0\x01\x12@\n\x05\x44rain\x12\x1a.infermesh.v1.DrainRequest\x1a\x1b.infermesh.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.v1.scheduler_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASK']._serialized_start=3610
-  _globals['_TASK']._serialized_end=3689
-  _globals['_MOVEREASON']._serialized_start=3691
-  _globals['_MOVEREASON']._serialized_end=3813
-  _globals['_REPLICASTATE']._serialized_start=3816
-  _globals['_REPLICASTATE']._serialized_end=3999
+  _globals['_TASK']._serialized_start=3667
+  _globals['_TASK']._serialized_end=3746
+  _globals['_MOVEREASON']._serialized_start=3748
+  _globals['_MOVEREASON']._serialized_end=3870
+  _globals['_REPLICASTATE']._serialized_start=3873
+  _globals['_REPLICASTATE']._serialized_end=4056
   _globals['_SESSIONREQUEST']._serialized_start=169
   _globals['_SESSIONREQUEST']._serialized_end=335
   _globals['_SUBMIT']._serialized_start=338
@@ -54,39 +54,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONRESPONSE']._serialized_start=1121
   _globals['_SESSIONRESPONSE']._serialized_end=1427
   _globals['_PACKEDTOKENS']._serialized_start=1429
-  _globals['_PACKEDTOKENS']._serialized_end=1515
-  _globals['_MOVED']._serialized_start=1517
-  _globals['_MOVED']._serialized_end=1606
-  _globals['_SESSIONREADY']._serialized_start=1608
-  _globals['_SESSIONREADY']._serialized_end=1669
-  _globals['_ACCEPTED']._serialized_start=1671
-  _globals['_ACCEPTED']._serialized_end=1765
-  _globals['_ATTACHED']._serialized_start=1768
-  _globals['_ATTACHED']._serialized_end=1991
-  _globals['_REFUSED']._serialized_start=1993
-  _globals['_REFUSED']._serialized_end=2063
-  _globals['_TOKENDELTA']._serialized_start=2066
-  _globals['_TOKENDELTA']._serialized_end=2270
-  _globals['_FINISHED']._serialized_start=2273
-  _globals['_FINISHED']._serialized_end=2526
-  _globals['_CHOICETIMINGS']._serialized_start=2529
-  _globals['_CHOICETIMINGS']._serialized_end=2719
-  _globals['_WATCHREPLICAREQUEST']._serialized_start=2721
-  _globals['_WATCHREPLICAREQUEST']._serialized_end=2742
-  _globals['_WATCHREPLICARESPONSE']._serialized_start=2745
-  _globals['_WATCHREPLICARESPONSE']._serialized_end=3061
-  _globals['_BLOCKEVENTS']._serialized_start=3063
-  _globals['_BLOCKEVENTS']._serialized_end=3168
-  _globals['_DRAINREQUEST']._serialized_start=3170
-  _globals['_DRAINREQUEST']._serialized_end=3226
-  _globals['_DRAINRESPONSE']._serialized_start=3228
-  _globals['_DRAINRESPONSE']._serialized_end=3261
-  _globals['_REPLICALOAD']._serialized_start=3264
-  _globals['_REPLICALOAD']._serialized_end=3438
-  _globals['_SCHEDULERSERVICEGETMODELREQUEST']._serialized_start=3440
-  _globals['_SCHEDULERSERVICEGETMODELREQUEST']._serialized_end=3473
-  _globals['_SCHEDULERSERVICEGETMODELRESPONSE']._serialized_start=3476
-  _globals['_SCHEDULERSERVICEGETMODELRESPONSE']._serialized_end=3608
-  _globals['_SCHEDULERSERVICE']._serialized_start=4002
-  _globals['_SCHEDULERSERVICE']._serialized_end=4360
+  _globals['_PACKEDTOKENS']._serialized_end=1534
+  _globals['_MOVED']._serialized_start=1536
+  _globals['_MOVED']._serialized_end=1625
+  _globals['_SESSIONREADY']._serialized_start=1627
+  _globals['_SESSIONREADY']._serialized_end=1688
+  _globals['_ACCEPTED']._serialized_start=1690
+  _globals['_ACCEPTED']._serialized_end=1784
+  _globals['_ATTACHED']._serialized_start=1787
+  _globals['_ATTACHED']._serialized_end=2010
+  _globals['_REFUSED']._serialized_start=2012
+  _globals['_REFUSED']._serialized_end=2082
+  _globals['_TOKENDELTA']._serialized_start=2085
+  _globals['_TOKENDELTA']._serialized_end=2308
+  _globals['_FINISHED']._serialized_start=2311
+  _globals['_FINISHED']._serialized_end=2583
+  _globals['_CHOICETIMINGS']._serialized_start=2586
+  _globals['_CHOICETIMINGS']._serialized_end=2776
+  _globals['_WATCHREPLICAREQUEST']._serialized_start=2778
+  _globals['_WATCHREPLICAREQUEST']._serialized_end=2799
+  _globals['_WATCHREPLICARESPONSE']._serialized_start=2802
+  _globals['_WATCHREPLICARESPONSE']._serialized_end=3118
+  _globals['_BLOCKEVENTS']._serialized_start=3120
+  _globals['_BLOCKEVENTS']._serialized_end=3225
+  _globals['_DRAINREQUEST']._serialized_start=3227
+  _globals['_DRAINREQUEST']._serialized_end=3283
+  _globals['_DRAINRESPONSE']._serialized_start=3285
+  _globals['_DRAINRESPONSE']._serialized_end=3318
+  _globals['_REPLICALOAD']._serialized_start=3321
+  _globals['_REPLICALOAD']._serialized_end=3495
+  _globals['_SCHEDULERSERVICEGETMODELREQUEST']._serialized_start=3497
+  _globals['_SCHEDULERSERVICEGETMODELREQUEST']._serialized_end=3530
+  _globals['_SCHEDULERSERVICEGETMODELRESPONSE']._serialized_start=3533
+  _globals['_SCHEDULERSERVICEGETMODELRESPONSE']._serialized_end=3665
+  _globals['_SCHEDULERSERVICE']._serialized_start=4059
+  _globals['_SCHEDULERSERVICE']._serialized_end=4417
 # @@protoc_insertion_point(module_scope)

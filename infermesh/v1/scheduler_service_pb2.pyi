@@ -381,6 +381,7 @@ class PackedTokens(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_US_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -391,6 +392,10 @@ class PackedTokens(_message.Message):
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def device_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in TokenDelta; absent as a whole from schedulers that do not count it."""
+
     def __init__(
         self,
         *,
@@ -398,10 +403,11 @@ class PackedTokens(_message.Message):
         choices: _abc.Iterable[_builtins.int] | None = ...,
         starts: _abc.Iterable[_builtins.int] | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        device_us: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "starts", b"starts", "stream_ids", b"stream_ids", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "device_us", b"device_us", "starts", b"starts", "stream_ids", b"stream_ids", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,12 +575,17 @@ class TokenDelta(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    DEVICE_US_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     choice: _builtins.int
     start: _builtins.int
     """Index of the first token of this delta in the choice's output, counted over all attempts."""
     cached_prompt_tokens: _builtins.int
     """Beside `timings`, as in Finished."""
+    device_us: _builtins.int
+    """What the choice took of the device and was not told before, in microseconds: of each step the
+    part that its tokens are of all tokens of the step. An attach is told all of it anew.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -597,10 +608,11 @@ class TokenDelta(_message.Message):
         logprobs: _abc.Iterable[_sampling_pb2.TokenLogprobs] | None = ...,
         timings: Global___ChoiceTimings | None = ...,
         cached_prompt_tokens: _builtins.int = ...,
+        device_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "choice", b"choice", "logprobs", b"logprobs", "start", b"start", "stream_id", b"stream_id", "timings", b"timings", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "choice", b"choice", "device_us", b"device_us", "logprobs", b"logprobs", "start", b"start", "stream_id", b"stream_id", "timings", b"timings", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,6 +629,7 @@ class Finished(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    DEVICE_US_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     choice: _builtins.int
     reason: _sampling_pb2.FinishReason.ValueType
@@ -624,6 +637,8 @@ class Finished(_message.Message):
     """The EOS or stop id that ended the choice."""
     cached_prompt_tokens: _builtins.int
     """Prompt tokens of this choice taken from the prefix cache when it was first admitted."""
+    device_us: _builtins.int
+    """As in TokenDelta."""
     @_builtins.property
     def error(self) -> _errors_pb2.ErrorDetail:
         """Where reason is ERROR."""
@@ -640,10 +655,11 @@ class Finished(_message.Message):
         stop_token_id: _builtins.int | None = ...,
         timings: Global___ChoiceTimings | None = ...,
         cached_prompt_tokens: _builtins.int = ...,
+        device_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "stop_token_id", b"stop_token_id", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "cached_prompt_tokens", b"cached_prompt_tokens", "choice", b"choice", "error", b"error", "reason", b"reason", "stop_token_id", b"stop_token_id", "stream_id", b"stream_id", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "cached_prompt_tokens", b"cached_prompt_tokens", "choice", b"choice", "device_us", b"device_us", "error", b"error", "reason", b"reason", "stop_token_id", b"stop_token_id", "stream_id", b"stream_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015

@@ -69,9 +69,5 @@ class AuthAdminServicer(Base):
     async def QueryUsage(
         self, request: pb.QueryUsageRequest, context: Any
     ) -> pb.QueryUsageResponse:
-        totals = await self._ledger.totals(
-            request.tenant_id,
-            request.since_unix_ms if request.HasField("since_unix_ms") else None,
-            request.until_unix_ms if request.HasField("until_unix_ms") else None,
-        )
+        totals = await self._ledger.totals(wire.query_from_pb(request))
         return pb.QueryUsageResponse(totals=map(wire.total_to_pb, totals))

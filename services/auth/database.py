@@ -88,6 +88,20 @@ class Database:
                 yield connection
 
     @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads, and sees one moment of the database however long it takes.
+
+        Raises:
+            AuthUnavailable: the database does not answer.
+        """
+        with self._failures():
+            async with self._engine.connect() as connection:
+                if not self.is_sqlite:  # where every reader of a WAL sees one moment
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
+                async with connection.begin():
+                    yield connection
+
+    @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes; on SQLite it has the database to itself from the start.
 

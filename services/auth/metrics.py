@@ -14,3 +14,6 @@ USAGE_STORED = metrics.counter("usage_records_stored_total", "records new to the
 USAGE_DUPLICATES = metrics.counter(
     "usage_records_duplicate_total", "records that the ledger had already"
 )
+LEDGER_ROLLED_UP = metrics.counter(
+    "ledger_rows_rolled_up_total", "usage records that became part of a day's sums"
+)

@@ -72,7 +72,51 @@ usage = sa.Table(
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cached_prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("finished_unix_ms", sa.BigInteger, nullable=False),
+    sa.Column("end_user", sa.String(256), nullable=False, server_default=""),
+    sa.Column("finish_reason", sa.String(64), nullable=False, server_default=""),
+    sa.Column("cache", sa.String(16), nullable=False, server_default=""),
+    # empty: there was no price
+    sa.Column("currency", sa.String(8), nullable=False, server_default=""),
+    sa.Column("labels", sa.JSON(none_as_null=True)),
+    sa.Column("device_us", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("usage_by_tenant", "tenant_id", "finished_unix_ms"),
+    sa.Index("usage_by_time", "finished_unix_ms"),
+)
+
+# Sums of rows that are past their retention. `day` counts from the Unix epoch, in UTC.
+usage_days = sa.Table(
+    "usage_days",
+    metadata,
+    sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant_id", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("end_user", sa.String(256), primary_key=True),
+    sa.Column("currency", sa.String(8), primary_key=True),
+    sa.Column("num_requests", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("device_us", sa.BigInteger, nullable=False),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False),
+)
+
+# Ids of rows in `usage_days`, for a while: a record that is sent again must not count again.
+usage_rolled = sa.Table(
+    "usage_rolled",
+    metadata,
+    sa.Column("record_id", sa.String(64), primary_key=True),
+    sa.Column("day", sa.BigInteger, nullable=False, index=True),
+)
+
+# Lists of prices, as they were configured; never changed.
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("since_unix_ms", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("currency", sa.String(8), nullable=False),
+    sa.Column("texts", sa.JSON, nullable=False),
 )
 
 # One row per tenant: what is settled. Its update is the lock of the tenant's quota.

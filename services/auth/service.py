@@ -31,9 +31,12 @@ from services.auth.ledger import Ledger
 from services.auth.ledger_sums import LedgerSums
 from services.auth.limits import KnownLimits
 from services.auth.migrate import migrate
+from services.auth.price_book import PriceBook
+from services.auth.prices import price_list
 from services.auth.redis_connection import RedisConnection, server_of
 from services.auth.redis_leases import RedisLeases
 from services.auth.redis_script import SOURCE
+from services.auth.retention import Retention
 from services.auth.server import AuthServicer
 from services.auth.tenants import Tenants
 from services.auth.tokens import Tokens
@@ -77,12 +80,13 @@ class AuthProcess:
         self._clock = clock or time.time
         self._store_clock = clock
         self._tokens = Tokens(config, self._clock) if config.jwt_keys_file else None
+        self._prices = price_list(config.currency, config.prices)
         self._database = Database(config.database_url)
         self._redis: RedisConnection | None = None
         self._servers: list[grpc.aio.Server] = []
         self._health: list[rpc.HealthHandle] = []
         self._addresses: dict[str, str] = {}
-        self._feeding: asyncio.Task[None] | None = None
+        self._working: list[asyncio.Task[None]] = []
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Migrates the database, then serves.
@@ -106,7 +110,9 @@ class AuthProcess:
 
         tenants = Tenants(self._database, clock, changed)
         leases = await self._leases(limits)
-        ledger = Ledger(self._database)
+        book = PriceBook(self._database, self._prices, clock)
+        await book.start()
+        ledger = Ledger(self._database, book)
         guarded = self._security.certificates is not None
         server = rpc.create_server(guarded=guarded)
         servicer = AuthServicer(keys, leases, ledger, feed)
@@ -117,7 +123,10 @@ class AuthProcess:
             admin = AuthAdminServicer(tenants, keys, ledger)
             auth_admin_service_pb2_grpc.add_AuthAdminServiceServicer_to_server(admin, server)
             await self._serve("admin_address", server, config.admin_address, _ADMIN_NAME)
-        self._feeding = tasks.create_task(feed.run())
+        self._working.append(tasks.create_task(feed.run()))
+        if config.ledger_retention_days:
+            retention = Retention(self._database, config.ledger_retention_days, clock)
+            self._working.append(tasks.create_task(retention.run()))
         listens = {f"auth.{setting}": address for setting, address in self._addresses.items()}
         self._security.report(listens)
 
@@ -131,10 +140,10 @@ class AuthProcess:
         """Closes sockets and the database."""
         for server in self._servers:
             await server.stop(grace=_STOP_GRACE_S)
-        if self._feeding is not None:
-            # nobody may open a connection any more
-            self._feeding.cancel()
-            await asyncio.wait([self._feeding])
+        for task in self._working:  # nobody may open a connection any more
+            task.cancel()
+        if self._working:
+            await asyncio.wait(self._working)
         if self._redis is not None:
             await self._redis.close()
         await self._database.close()

@@ -5,7 +5,9 @@ Times are seconds of the Unix epoch, unless a name says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType
 
 from infermesh.errors import MeshError
@@ -69,19 +71,62 @@ class UsageRow:
     completion_tokens: int
     cached_prompt_tokens: int
     finished_unix_ms: int
+    end_user: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    finish_reason: str = ""
+    cache: str = ""
+    device_us: int = 0
+
+
+class Dimension(enum.Enum):
+    """What the ledger's sums are made by."""
+
+    TENANT = "tenant_id"
+    KEY = "key_id"
+    MODEL = "model"
+    USER = "end_user"
+    DAY = "day"
+    LABEL = "label_value"
 
 
 @dataclass(frozen=True, slots=True)
-class UsageTotal:
-    """The ledger's sum for one tenant, key and model."""
+class UsageQuery:
+    """Which sums are asked for.
 
-    tenant_id: TenantId
-    key_id: KeyId
-    model: str
+    Attributes:
+        tenant_id: empty: of all tenants.
+        label: whose values `Dimension.LABEL` means.
+    """
+
+    tenant_id: str = ""
+    since_unix_ms: int | None = None
+    until_unix_ms: int | None = None
+    by: tuple[Dimension, ...] = (Dimension.TENANT, Dimension.KEY, Dimension.MODEL)
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageTotal:
+    """One sum of the ledger; what it is not made by is empty.
+
+    Attributes:
+        day: of UTC, as 2026-11-29.
+        currency: empty: there was no price.
+    """
+
+    tenant_id: str = ""
+    key_id: str = ""
+    model: str = ""
+    end_user: str = ""
+    day: str = ""
+    label_value: str = ""
     num_requests: int
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
+    device_us: int
+    cost_nano: int
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)

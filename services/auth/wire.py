@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,9 @@ from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from services.auth import api_key
 from services.auth.keys import Verified
+from services.auth.prices import amount
 from services.auth.values import (
+    Dimension,
     Grant,
     Key,
     KeyId,
@@ -23,9 +26,20 @@ from services.auth.values import (
     Report,
     Tenant,
     TenantId,
+    UsageQuery,
     UsageRow,
     UsageTotal,
 )
+
+_MAX_LABELS, _MAX_LABEL_NAME, _MAX_LABEL_VALUE = 16, 64, 512
+_DIMENSIONS: dict[int, Dimension] = {
+    admin_pb.USAGE_DIMENSION_TENANT: Dimension.TENANT,
+    admin_pb.USAGE_DIMENSION_KEY: Dimension.KEY,
+    admin_pb.USAGE_DIMENSION_MODEL: Dimension.MODEL,
+    admin_pb.USAGE_DIMENSION_USER: Dimension.USER,
+    admin_pb.USAGE_DIMENSION_DAY: Dimension.DAY,
+    admin_pb.USAGE_DIMENSION_LABEL: Dimension.LABEL,
+}
 
 
 def policy_from_pb(message: pb.TenantPolicy) -> Policy:
@@ -129,11 +143,43 @@ def usage_from_pb(message: pb.UsageRecord) -> UsageRow:
         completion_tokens=message.completion_tokens,
         cached_prompt_tokens=message.cached_prompt_tokens,
         finished_unix_ms=message.finished_unix_ms,
+        end_user=message.end_user[:256],
+        labels=_bounded(message.labels),
+        finish_reason=message.finish_reason[:64],
+        cache=message.cache[:16],
+        device_us=message.device_us,
+    )
+
+
+def _bounded(labels: Mapping[str, str]) -> dict[str, str]:
+    """Gateways refuse what is longer; in order, so that equal labels are equal text."""
+    kept = sorted(labels.items())[:_MAX_LABELS]
+    return {name[:_MAX_LABEL_NAME]: value[:_MAX_LABEL_VALUE] for name, value in kept}
+
+
+def query_from_pb(message: admin_pb.QueryUsageRequest) -> UsageQuery:
+    """Raises InvalidRequest for a dimension that is unknown, or a label without a name."""
+    by = tuple(dict.fromkeys(message.group_by))
+    for number in by:
+        if number not in _DIMENSIONS:
+            raise InvalidRequest(f"group_by has {number}; 1 to 6 are known", param="group_by")
+    if (admin_pb.USAGE_DIMENSION_LABEL in by) != bool(message.label) or '"' in message.label:
+        raise InvalidRequest(
+            "label must be given with USAGE_DIMENSION_LABEL, and only then; it has no quotes",
+            param="label",
+        )
+    return UsageQuery(
+        tenant_id=message.tenant_id,
+        since_unix_ms=message.since_unix_ms if message.HasField("since_unix_ms") else None,
+        until_unix_ms=message.until_unix_ms if message.HasField("until_unix_ms") else None,
+        by=tuple(_DIMENSIONS[number] for number in by) or UsageQuery().by,
+        label=message.label,
     )
 
 
 def total_to_pb(total: UsageTotal) -> admin_pb.UsageTotal:
-    return admin_pb.UsageTotal(**dataclasses.asdict(total))
+    facts = dataclasses.asdict(total)
+    return admin_pb.UsageTotal(cost=amount(facts.pop("cost_nano")), **facts)
 
 
 def duration(seconds: float) -> Duration:

@@ -44,8 +44,8 @@ class Outbox:
         self.packs_tokens = False
         self._next = pb.SessionResponse()
         self._deltas: dict[tuple[int, int], pb.TokenDelta] = {}
-        # Single tokens: stream, choice, start, token.
-        self._tokens: list[tuple[int, int, int, int]] = []
+        # Single tokens: stream, choice, start, token, device time.
+        self._tokens: list[tuple[int, int, int, int, int]] = []
         self._unread: defaultdict[Sequence, int] = defaultdict(int)
         self._size = 0
         # Of those unread, one per request.
@@ -73,12 +73,15 @@ class Outbox:
         self, sequence: Sequence, start: int, tokens: Seq[int], logprobs: Seq[object]
     ) -> bool:
         stream_id, choice, size = sequence.request.stream_id, sequence.choice, len(tokens)
+        device_us = sequence.untold_device_us()
         if self.packs_tokens and not logprobs and not sequence.timeline.is_at_first_token:
             for place, token_id in enumerate(tokens, start):
-                self._tokens.append((stream_id, choice, place, token_id))
+                self._tokens.append((stream_id, choice, place, token_id, device_us))
+                device_us = 0
         else:
             delta = self._delta_of(sequence, start)
             delta.token_ids.extend(tokens)
+            delta.device_us += device_us
             if logprobs:
                 shard_logprobs = cast("Seq[sampling_pb2.TokenLogprobs]", logprobs)
                 delta.logprobs.extend(shard_logprobs)
@@ -129,6 +132,9 @@ class Outbox:
             )
             delta.timings.CopyFrom(timings_to_pb(sequence.timeline))
             delta.cached_prompt_tokens = sequence.cached_prompt_tokens or 0
+            if not start:  # its reader has had nothing of it: it accounts for all
+                sequence.device_us_told = 0
+            delta.device_us = sequence.untold_device_us()
         if sequence.ending is not None:
             self._next.finished.append(finished_to_pb(sequence, sequence.ending))
 
@@ -151,10 +157,14 @@ class Outbox:
         self._has_mail.clear()
         message, self._next = self._next, pb.SessionResponse()
         if self._tokens:
-            stream_ids, choices, starts, token_ids = zip(*self._tokens, strict=True)
+            stream_ids, choices, starts, token_ids, device_us = zip(*self._tokens, strict=True)
             message.tokens.MergeFrom(
                 pb.PackedTokens(
-                    stream_ids=stream_ids, choices=choices, starts=starts, token_ids=token_ids
+                    stream_ids=stream_ids,
+                    choices=choices,
+                    starts=starts,
+                    token_ids=token_ids,
+                    device_us=device_us,
                 )
             )
             self._tokens.clear()

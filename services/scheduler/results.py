@@ -53,9 +53,12 @@ def take(
 ) -> int:
     """Applies a verified result; `later` are the steps still in flight. Returns tokens kept."""
     num_kept, step_id, now_s = 0, step.step_id, roster.clock()
+    token_us = result.timings.execute_us / step.num_tokens
     for row in step.rows:  # none of them is in flight any more
         place = row.placement
-        place.sequence.num_in_flight -= 1
+        sequence = place.sequence
+        sequence.num_in_flight -= 1
+        sequence.device_us += token_us * (row.end - row.first)
         place.num_sampling -= row.samples
     decoded = list(result.decoded)
     for row, token_id in zip(step.rows, decoded, strict=False):  # the first ones

@@ -239,6 +239,9 @@ class Sequence:
     # One per output token of this attempt; kept where another gateway may ask for them.
     logprobs: list[object] = field(default_factory=list)
     ending: Ending | None = None
+    # Its part of the time of all steps that it was in, in microseconds; what was told of it.
+    device_us: float = 0.0
+    device_us_told: int = 0
 
     @property
     def scope(self) -> BlockHash:
@@ -253,6 +256,12 @@ class Sequence:
     def turn_at(self, end: int) -> int:
         """How many answers of a chat are in its first `end` tokens."""
         return (self.turn or 0) + (end > self.prompt_len)
+
+    def untold_device_us(self) -> int:
+        """Device time since this was asked last, in whole microseconds."""
+        due_us = int(self.device_us) - self.device_us_told
+        self.device_us_told += due_us
+        return due_us
 
     @property
     def num_output(self) -> int:

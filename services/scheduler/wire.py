@@ -62,6 +62,7 @@ def finished_to_pb(sequence: Sequence, end: Ending) -> pb.Finished:
         stop_token_id=end.stop_token_id,
         timings=timings_to_pb(sequence.timeline),
         cached_prompt_tokens=sequence.cached_prompt_tokens or 0,
+        device_us=sequence.untold_device_us(),
     )
 
 

@@ -1,10 +1,12 @@
 """The semantic cache in a mesh of separate processes: what is reused, what is not, what breaks."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import openai
 import pytest
 
 from infermesh import Client
-from tests.e2e.mesh_process import Mesh, wait_until
+from tests.e2e.mesh_process import Mesh, run_infermesh, wait_until
 
 CAPITAL = "What is the capital of France?"
 # a busy machine must not turn a hit into a miss
@@ -22,10 +24,13 @@ PATIENT = (
     "--set", "cache.lookup_deadline_ms=2500",
 )  # fmt: skip
 
+PRICE = "* prompt=1.5 cached_prompt=0.25 output=2 cached_output=0.5"
+
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with Mesh(tmp_path_factory.mktemp("mesh"), "--dtype", "float32", *PATIENT) as running:
+    priced = ("--set", f"auth.prices={PRICE}", "--set", "auth.currency=EUR")
+    with Mesh(tmp_path_factory.mktemp("mesh"), "--dtype", "float32", *PATIENT, *priced) as running:
         wait_embedder(running)
         yield running
 
@@ -378,3 +383,47 @@ def test_mesh_without_a_cache_says_nothing_of_it(demo_mesh: Mesh) -> None:
     assert "cache" not in [service["name"] for service in demo_mesh.facts["services"]]
     answer = ask(demo_mesh, CAPITAL)
     assert "infermesh-cache" not in answer.headers
+
+
+def usage_by_user(mesh: Mesh, tenant: str) -> dict[str, dict[str, Any]]:
+    words = ("usage", "--tenant", tenant, "--by", "user", "--format", "json")
+    done = run_infermesh(mesh.tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    return {row["user"]: row for row in json.loads(done.stdout)}
+
+
+def test_users_pay_what_was_computed_for_them_and_less_for_what_was_reused(mesh: Mesh) -> None:
+    run_infermesh(mesh.tmp_path, "tenants", "create", "billed")
+    made = run_infermesh(mesh.tmp_path, "keys", "create", "--tenant", "billed")
+    key = {"authorization": f"Bearer {made.stdout.strip()}"}
+    busy_s = mesh.metric("scheduler-0", "shard_busy_seconds_total")
+    expected, tokens = {"ann": Decimal(0), "bob": Decimal(0)}, {"ann": 0, "bob": 0}
+    # drawn answers reuse the prompt's blocks alone; of equal greedy ones the second is a hit
+    for user, temperature, outcomes in (
+        ("ann", 1.0, ("bypass", "bypass")),
+        ("bob", 0, ("miss", "hit")),
+    ):
+        for outcome in outcomes:
+            text = f"{CAPITAL} Please tell {user}. " * 4
+            num_stored = stores(mesh)
+            answer = ask(mesh, text, key, user=user, temperature=temperature, max_tokens=8)
+            assert answer.headers["infermesh-cache"] == outcome
+            if outcome == "miss":
+                wait_until(lambda before=num_stored: stores(mesh) > before, 20, "it is kept")
+            usage = answer.json()["usage"]
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            output = Decimal("0.5") if outcome == "hit" else Decimal(2)
+            expected[user] += (usage["prompt_tokens"] - cached) * Decimal("1.5")
+            expected[user] += cached * Decimal("0.25") + usage["completion_tokens"] * output
+            tokens[user] += cached
+    assert tokens["ann"] > 0  # the prefix was reused
+    wait_until(
+        lambda: sum(row["requests"] for row in usage_by_user(mesh, "billed").values()) >= 4, 30
+    )
+    rows = usage_by_user(mesh, "billed")
+    for user in ("ann", "bob"):
+        assert Decimal(rows[user]["cost"]) == expected[user] / 1_000_000
+        assert (rows[user]["currency"], rows[user]["cached_prompt_tokens"]) == ("EUR", tokens[user])
+    spent_s = rows["ann"]["device_seconds"] + rows["bob"]["device_seconds"]
+    assert rows["bob"]["device_seconds"] > 0
+    assert spent_s <= mesh.metric("scheduler-0", "shard_busy_seconds_total") - busy_s + 1e-4

@@ -1,5 +1,6 @@
 """Keys at the public edge: who is let in, and what is billed to whom."""
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from infermesh.v1 import inference_service_pb2 as inference_pb
 from infermesh.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.auth_process import Auth
 from tests.gateway_process import Edge
-from tests.keyed_gateway import ask, client, refused, settled
+from tests.keyed_gateway import ask, client, keyed_gateway, refused, settled
 
 
 async def test_two_tenants_with_three_keys_are_billed_what_they_received(
@@ -142,3 +143,70 @@ async def test_grpc_asks_for_keys_as_http_does(auth: Auth, keyed: Edge) -> None:
         bearer = (("authorization", f"Bearer {text}"),)
         models = await stub.ListModels(inference_pb.ListModelsRequest(), metadata=bearer)
         assert [model.id for model in models.models] == ["tiny"]
+
+
+async def test_row_says_who_used_what_for_what_and_how_it_ended(auth: Auth, keyed: Edge) -> None:
+    text, _ = await auth.key("acme")
+    await ask(keyed, text, user="ann", metadata={"team": "a"})
+    await ask(keyed, text, user="ann", safety_identifier="bob", metadata={"team": "b"})
+    by_user = admin_pb.QueryUsageRequest(
+        group_by=[admin_pb.USAGE_DIMENSION_USER, admin_pb.USAGE_DIMENSION_LABEL], label="team"
+    )
+    await settled(auth, 2)
+    totals = (await auth.admin.QueryUsage(by_user)).totals
+    assert [(one.end_user, one.label_value, one.num_requests) for one in totals] == [
+        ("ann", "a", 1),
+        ("bob", "b", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metadata": {f"n{i}": "x" for i in range(17)}}, "metadata has 17 entries"),
+        ({"metadata": {"n" * 65: "x"}}, "metadata has a name that has 65 characters"),
+        ({"metadata": {"n": "x" * 513}}, "metadata.n has 513 characters"),
+        ({"metadata": {"n": "a\0"}}, "metadata.n has a character that can't be stored"),
+        ({"extra_body": {"metadata": {"n": 1}}}, "metadata.n is 1"),
+        ({"user": "u" * 257}, "user has 257 characters"),
+        ({"safety_identifier": "u" * 257}, "user has 257 characters"),
+    ],
+)
+async def test_name_or_label_that_the_ledger_can_not_keep_is_refused(
+    auth: Auth, keyed: Edge, options: dict[str, Any], said: str
+) -> None:
+    text, _ = await auth.key("acme")
+    with pytest.raises(openai.BadRequestError, match=said):
+        await ask(keyed, text, **options)
+
+
+async def test_end_users_are_hashed_or_left_out_where_the_operator_says_so(
+    auth: Auth, tmp_path: Path
+) -> None:
+    text, _ = await auth.key("acme")
+    found = []
+    for how in ("hashed", "none"):
+        async with keyed_gateway(tmp_path / how, auth, usage_end_user=how) as edge:
+            await ask(edge, text, user="ann@example.org")
+            await settled(auth, len(found) + 1)
+        query = admin_pb.QueryUsageRequest(group_by=[admin_pb.USAGE_DIMENSION_USER])
+        found = sorted(one.end_user for one in (await auth.admin.QueryUsage(query)).totals)
+    assert found[0] == ""
+    assert len(found[1]) == 32
+    assert "ann" not in found[1]
+
+
+async def test_shared_generation_is_reused_by_who_joins_it(auth: Auth, keyed: Edge) -> None:
+    text, _ = await auth.key("acme")
+    keyed.replica.gated = True
+    options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
+    streams = [await ask(keyed, text, **options) for _ in range(2)]
+    keyed.replica.gated = False
+    keyed.replica._wake.set()
+    usages = [[chunk.usage async for chunk in stream][-1] for stream in streams]
+    prompt_tokens = usages[0].prompt_tokens
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+    assert cached == [3, prompt_tokens]
+    (total,) = await settled(auth, 2)
+    assert (total.num_requests, total.cached_prompt_tokens) == (2, 3 + prompt_tokens)
+    assert len(keyed.replica.submits) == 1

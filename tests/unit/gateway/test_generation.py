@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gateway.generation import Generation, Reader
-from gateway.request import ReplicaId
+from gateway.request import ReplicaId, Resumable
 from gateway.tokens import Finish, FinishReason, TokenLogprobs
 from infermesh.errors import Internal, MeshError, ProtocolViolation, SlowConsumer
 from tests.unit.gateway.jobs import job
@@ -173,3 +173,25 @@ class Readers(RuleBasedStateMachine):
 
 TestReaders = Readers.TestCase
 TestReaders.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_device_time_is_accounted_for_once_among_readers() -> None:
+    one = generation()
+    first = one.join(asyncio.Event(), 100)
+    second = one.join(asyncio.Event(), 100)
+    one.spend(0, 30)
+    assert (first.device_us, second.device_us) == (30, 0)
+    first.close()
+    one.spend(0, 12)  # of another attempt, or after the first has gone: the second's
+    assert (first.device_us, second.device_us) == (30, 12)
+    second.close()
+    assert first.device_us + second.device_us == one.device_us == 42
+
+
+def test_reader_that_comes_back_by_key_accounts_for_all_of_the_device_time() -> None:
+    name = Resumable(b"key", b"digest", "record")
+    one = generation(resumable=name)
+    first = one.join(asyncio.Event(), 100)
+    one.spend(0, 30)
+    first.close()
+    assert one.join(asyncio.Event(), 100).device_us == 30

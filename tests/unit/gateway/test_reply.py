@@ -13,6 +13,8 @@ from gateway.tokens import Usage
 class Prompt:
     """Hands out one piece after the other."""
 
+    texts = ()
+
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
         self._taken = 0

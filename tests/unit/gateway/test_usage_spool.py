@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.auth.translate import usage_to_pb
 from gateway.auth.usage import Segment, Spool, UsageRow
 from infermesh.config import ConfigError
 
@@ -219,3 +220,22 @@ def test_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> Non
     file.write_text("")
     with pytest.raises(ConfigError, match=r"gateway\.usage_dir"):
         Spool(file / "usage")
+
+
+def test_file_of_the_release_before_is_read_and_sent(tmp_path: Path) -> None:
+    """A line as 0.1.0 wrote it: nothing of end users, labels, sources or the device."""
+    body = (
+        b'{"record_id":"old","request_id":"r","tenant_id":"acme","key_id":"k","model":"tiny",'
+        b'"endpoint":"chat","status":"ok","prompt_tokens":7,"completion_tokens":2,'
+        b'"cached_prompt_tokens":3,"finished_unix_ms":5}'
+    )
+    spool = Spool(tmp_path)
+    left = tmp_path / "00000000000000000001-1-1.usage"
+    left.write_bytes(b"%08x %b\n" % (zlib.crc32(body), body))
+    (segment,) = spool.segments()
+    (read,) = segment.rows()
+    segment.release()
+    message = usage_to_pb(read).record
+    assert (message.record_id, message.prompt_tokens, message.device_us) == ("old", 7, 0)
+    assert (message.end_user, dict(message.labels), message.cache) == ("", {}, "")
+    spool.close()

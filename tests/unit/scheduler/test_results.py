@@ -290,3 +290,17 @@ def test_result_is_refused_and_changes_nothing_when_it_breaks_the_protocol(breac
 def test_result_is_refused_when_no_step_is_in_flight() -> None:
     with pytest.raises(ProtocolViolation, match="none is in flight"):
         Device().batcher.commit(pb.StepResult(step_id=1))
+
+
+def test_time_of_each_step_is_divided_by_tokens_and_nothing_of_it_is_lost() -> None:
+    device = Device(window=1)
+    long, short = device.submit([9, 8, 7, 6, 5, 4], max_tokens=20), device.submit([3, 2])
+    for took_us, outcomes in ((800, (60, 61)), (90, (62, 63))):
+        device.send()
+        result = device.result(*outcomes)
+        result.timings.execute_us = took_us
+        device.batcher.commit(result)
+    spent = [request.sequences[0].device_us for request in (long, short)]
+    assert spent == [600 + 45, 200 + 45]  # 6 and 2 tokens of 8, then one each
+    assert long.sequences[0].untold_device_us() == 645
+    assert long.sequences[0].untold_device_us() == 0

@@ -66,13 +66,18 @@ async def test_tokens_with_nothing_beside_them_are_packed_when_the_gateway_reads
         (other.sequences[0], 0, 61),
         (pair.sequences[1], 5, 62),
     ):
+        sequence.device_us += 1.75
         assert box.delta(sequence, start, [token_id], [])
     box.flush()
     message = await box.take()
     assert message is not None
     assert not message.deltas
     assert message.tokens == pb.PackedTokens(
-        stream_ids=[7, 9, 7], choices=[1, 0, 1], starts=[4, 0, 5], token_ids=[60, 61, 62]
+        stream_ids=[7, 9, 7],
+        choices=[1, 0, 1],
+        starts=[4, 0, 5],
+        token_ids=[60, 61, 62],
+        device_us=[1, 1, 2],  # whole ones: the rest is told with the next
     )
     assert await empty(box)
 
