@@ -16,20 +16,20 @@ HTTP_REQUESTS = metrics.counter(
 )
 REQUESTS = metrics.counter(
     "requests_total",
-    "Requests to generate or to embed, by what was answered; model is empty where it was refused "
-    "before one was found.",
-    ("endpoint", "status", "model"),
+    "Requests to generate or to embed, by how they ended, also after a stream has begun; model is "
+    "empty where it was refused before one was found.",
+    ("route", "status", "model"),
 )
 REQUEST_LATENCY = metrics.histogram(
     "e2e_request_latency_seconds",
     "From a request's arrival to the last byte of its answer, or to its refusal.",
-    ("endpoint", "model"),
+    ("route", "model"),
     LATENCY_BUCKETS,
 )
 TIME_TO_FIRST_TOKEN = metrics.histogram(
     "time_to_first_token_seconds",
     "From a request's arrival to the first token of its answer.",
-    ("endpoint", "model"),
+    ("route", "model"),
     LATENCY_BUCKETS,
 )
 INTER_TOKEN_LATENCY = metrics.histogram(
@@ -107,4 +107,10 @@ CACHE_WRITES = metrics.counter(
     "Fresh answers for the cache: queued, dropped for want of room, or unmarked: begun without it.",
     ("result",),
 )
-CACHE_CONNECTED = metrics.gauge("cache_connected", "1: the semantic cache answers lookups.")
+
+
+def cache_connected() -> metrics.Metric:
+    """Made where there is a cache: without one, 0 would say that it is away."""
+    return metrics.gauge(
+        "cache_connected", "1: the semantic cache answers lookups; absent without one."
+    )

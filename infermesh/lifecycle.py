@@ -28,7 +28,7 @@ from infermesh.telemetry import endpoint, logs, metrics, otlp_metrics, tracing, 
 _log = logs.get(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BUILD = metrics.gauge(
-    "build_info", "1; what runs here is in the labels.", ("service", "version", "python")
+    "build_info", "1; what runs here is in the labels.", ("component", "version", "python")
 )
 
 

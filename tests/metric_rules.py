@@ -31,6 +31,8 @@ _UNBOUNDED = (
     "message",
     "ip",
 )
+# Of the target, as Prometheus' operator sets them: a metric's own would be renamed exported_*.
+_TARGET = ("namespace", "job", "instance", "pod", "container", "endpoint", "service", "node")
 _LONG_VALUE = 80
 
 
@@ -69,6 +71,8 @@ def _problems(family: Metric) -> Iterator[str]:
         yield f"its help is no sentence: {family.documentation!r}"
     for sample in family.samples:
         for label, value in sample.labels.items():
+            if label in _TARGET:
+                yield f"has the label {label}, which is its target's"
             if label in _UNBOUNDED:
                 yield f"has the label {label}, which nothing bounds"
             if len(value) > _LONG_VALUE and label != "replica":  # an address may be a path

@@ -69,8 +69,10 @@ def _make_all(folder: Path, service: str) -> str:
         Stats()
     elif service == "gateway":
         from gateway.auth.metrics import connected
+        from gateway.metrics import cache_connected
 
         connected()
+        cache_connected()
     return text
 
 

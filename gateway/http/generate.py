@@ -143,6 +143,7 @@ class GenerateEndpoint:
             waterfall = f": {WATERFALL} {reply.waterfall}\n\n".encode()
             await answer.write(shape.usage(reply.usage()) + waterfall + DONE, more=False)
         except MeshError as error:
+            answer.status = error.http_status  # as it is counted; its head is out
             with contextlib.suppress(SlowConsumer):
                 await answer.write(error_event(error), more=False)
             return error

@@ -29,7 +29,7 @@ class Process:
     def service(self) -> str:
         """What runs there; empty where it does not say."""
         found = next(iter(self.samples.get("build_info", {})), frozenset())
-        return dict(found).get("service", "")
+        return dict(found).get("component", "")
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels; 0 where there is none."""

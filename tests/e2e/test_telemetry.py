@@ -119,7 +119,7 @@ def test_metrics_reach_the_collector_as_prometheus_shows_them(
     (point,) = collector.metrics("gateway")[
         "infermesh_time_to_first_token_seconds"
     ].histogram.data_points
-    assert attributes(point.attributes) == {"endpoint": "chat", "model": traced_mesh.model}
+    assert attributes(point.attributes) == {"route": "chat", "model": traced_mesh.model}
     assert point.count == sum(point.bucket_counts) == 1
     assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
     assert point.sum == traced_mesh.metric("gateway", "time_to_first_token_seconds_sum")

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
+from infermesh.errors import NumericalError
 from tests.gateway_process import Edge
 from tests.metric_rules import problems, series
 
@@ -68,7 +69,19 @@ async def test_http_requests_count_by_route_and_status(edge: Edge) -> None:
 async def test_refused_request_names_the_model_that_it_meant(edge: Edge) -> None:
     await edge.http.post("/v1/chat/completions", json={**ASK, "max_tokens": 100_000})
     text = await scrape(edge)
-    assert total(text, "requests_total", endpoint="chat", model="tiny", status="400") >= 1
+    assert total(text, "requests_total", route="chat", model="tiny", status="400") >= 1
+
+
+async def test_stream_that_fails_counts_as_its_error(edge: Edge) -> None:
+    edge.replica.fail_at = (2, NumericalError("the logits are not finite"))
+    before = await scrape(edge)
+    answer = await edge.http.post("/v1/chat/completions", json={**ASK, "stream": True})
+    assert answer.status_code == 200
+    after = await scrape(edge)
+    for status, count in (("500", 1), ("200", 0)):
+        labels = {"route": "chat", "status": status}
+        name = "requests_total"
+        assert total(after, name, **labels) - total(before, name, **labels) == count
 
 
 async def test_time_between_tokens_counts_each_token(edge: Edge) -> None:
