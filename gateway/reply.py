@@ -278,7 +278,8 @@ class Reply:
         record.usage = self.usage()
         if record.first_token_at is None and record.usage.completion_tokens:
             record.first_token_at = self._clock()
-            metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
+            model = metrics.model_label(record.model)
+            metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint, model).observe(
                 record.first_token_at - record.started_at
             )
         texts = [text for prompt in self.prompts for text in prompt.texts]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from gateway.auth.instances import Picker
-from gateway.auth.metrics import KEY_CHECKS
+from gateway.auth.metrics import KEY_CHECKS, connected
 from gateway.auth.principals import Digest, PrincipalCache, digest
 from gateway.auth.translate import principal_from_pb, seconds_from_pb
 from gateway.identity import Principal
@@ -22,7 +22,7 @@ from infermesh.errors import (
     Unavailable,
     from_rpc_error,
 )
-from infermesh.telemetry import logs
+from infermesh.telemetry import logs, tracing
 from infermesh.v1 import auth_service_pb2 as pb
 
 if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
@@ -61,6 +61,7 @@ class Verifier:
         self._cache = cache
         self._on_tenant_change = on_tenant_change
         self._asking: dict[Digest, asyncio.Lock] = {}
+        self._connected = connected()
 
     async def identify(self, credential: str | None) -> Principal:
         """Whom a credential belongs to.
@@ -112,7 +113,9 @@ class Verifier:
         while True:
             stub = self._auth.stub
             try:
-                answer = await stub.Authenticate(request, timeout=_ASK_S)
+                answer = await stub.Authenticate(
+                    request, timeout=_ASK_S, metadata=tracing.as_metadata()
+                )
                 break
             except grpc.aio.AioRpcError as exc:
                 self._ask_another(stub, exc)
@@ -150,8 +153,10 @@ class Verifier:
                     message = await call.read()
                 if not isinstance(message, pb.WatchRevocationsResponse):  # the end of the stream
                     return
+                self._connected.set(1)
                 self._see(message)
         finally:
+            self._connected.set(0)
             call.cancel()
 
     def _see(self, message: Any) -> None:

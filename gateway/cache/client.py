@@ -225,7 +225,7 @@ class CacheClient:
 
     def _see(self, lookups: Lookups | None) -> None:
         self._lookups = lookups
-        metrics.CACHE_CONNECTED.set(lookups is not None)
+        metrics.cache_connected().set(lookups is not None)
         self._wake()
 
     def _wake(self) -> None:

@@ -15,7 +15,7 @@ from gateway.http.generate import resumption_facts
 from gateway.idempotency import check_key
 from gateway.identity import INFERENCE, MODELS, Principal
 from gateway.pipeline import Pipeline
-from gateway.request import Call, GenerationRequest, Prompt
+from gateway.request import Call, GenerationRequest, Prompt, RequestId
 from infermesh import rpc
 from infermesh.errors import MeshError
 from infermesh.telemetry import tracing
@@ -64,7 +64,9 @@ class InferenceServicer(InferenceServiceServicer):
         facts = {"infermesh.request_id": request_id}
         status = grpc.StatusCode.CANCELLED.name
         try:
-            with tracing.span("gateway.grpc_embed", traceparent=parent, attributes=facts):
+            with tracing.span(
+                "gateway.grpc_embed", traceparent=parent, attributes=facts, serves=True
+            ):
                 call = _call("grpc_embed", request_id, metadata, context)
                 wanted = EmbeddingRequest(request.model, tuple(request.texts))
                 found = await self._embeddings.embed(wanted, call)
@@ -73,7 +75,7 @@ class InferenceServicer(InferenceServiceServicer):
             status = error.grpc_code.name
             raise
         finally:
-            metrics.REQUESTS.labels("grpc_embed", status).inc()
+            self._count("grpc_embed", status, request_id)
         return translate.embedded_to_pb(found, request_id)
 
     async def CountTokens(
@@ -129,7 +131,9 @@ class InferenceServicer(InferenceServiceServicer):
         request_id = draw_request_id(metadata.get("x-request-id"))
         status = grpc.StatusCode.CANCELLED.name
         try:
-            with tracing.span(f"gateway.{endpoint}", traceparent=metadata.get("traceparent")):
+            with tracing.span(
+                f"gateway.{endpoint}", traceparent=metadata.get("traceparent"), serves=True
+            ):
                 call = _call(endpoint, request_id, metadata, context)
                 async with aclosing(self._stream(request, call, with_ids, context)) as batches:
                     async for batch in batches:
@@ -139,7 +143,11 @@ class InferenceServicer(InferenceServiceServicer):
             status = error.grpc_code.name
             raise
         finally:
-            metrics.REQUESTS.labels(endpoint, status).inc()
+            self._count(endpoint, status, request_id)
+
+    def _count(self, endpoint: str, status: str, request_id: RequestId) -> None:
+        model = metrics.model_label(self._pipeline.records.model_of(request_id))
+        metrics.REQUESTS.labels(endpoint, status, model).inc()
 
     async def _stream(
         self, request: GenerationRequest, call: Call, with_ids: bool, context: Any

@@ -75,14 +75,17 @@ class GenerateEndpoint:
         try:
             traceparent = request.headers.get("traceparent")
             facts = {"infermesh.request_id": request.state.request_id}
-            with tracing.span(f"gateway.{self._name}", traceparent=traceparent, attributes=facts):
+            with tracing.span(
+                f"gateway.{self._name}", traceparent=traceparent, attributes=facts, serves=True
+            ):
                 await self._answer(request, answer)
         except Exception:  # Starlette's handler answers it
             answer.status = Internal.http_status
             raise
         finally:
             answer.close()
-            metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
+            model = metrics.model_label(answer.model)
+            metrics.REQUESTS.labels(self._name, str(answer.status), model).inc()
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         try:
@@ -101,6 +104,8 @@ class GenerateEndpoint:
         except Exception as exc:
             await answer.refuse(as_error(exc))
             return
+        finally:
+            answer.model = self._pipeline.records.model_of(call.request_id)
         reply.record.stream = parsed.stream
         failure: BaseException | None = None
         try:
@@ -138,6 +143,7 @@ class GenerateEndpoint:
             waterfall = f": {WATERFALL} {reply.waterfall}\n\n".encode()
             await answer.write(shape.usage(reply.usage()) + waterfall + DONE, more=False)
         except MeshError as error:
+            answer.status = error.http_status  # as it is counted; its head is out
             with contextlib.suppress(SlowConsumer):
                 await answer.write(error_event(error), more=False)
             return error

@@ -10,6 +10,7 @@ from infermesh.cli import (
     chat,
     check,
     config,
+    doctor,
     keys,
     quantize,
     restart,
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
 app.command("check")(check.check)
+app.command("doctor")(doctor.doctor)
 app.command("restart")(restart.restart)
 app.command("quantize")(quantize.quantize)
 app.command("usage")(usage.usage)

@@ -16,6 +16,7 @@ import pytest
 
 from infermesh import Client
 from tests.e2e.mesh_process import Mesh, run_infermesh, wait_until
+from tests.metric_rules import problems, promtool_problems
 
 CAPITAL = "What is the capital of France?"
 # a busy machine must not turn a hit into a miss
@@ -427,3 +428,11 @@ def test_users_pay_what_was_computed_for_them_and_less_for_what_was_reused(mesh:
     spent_s = rows["ann"]["device_seconds"] + rows["bob"]["device_seconds"]
     assert rows["bob"]["device_seconds"] > 0
     assert spent_s <= mesh.metric("scheduler-0", "shard_busy_seconds_total") - busy_s + 1e-4
+
+
+def test_metrics_of_the_cache_follow_the_conventions(mesh: Mesh) -> None:
+    ask(mesh, "Which conventions do metrics follow?")
+    text = httpx.get(f"http://{mesh.service('cache')['metrics']}/metrics", timeout=10).text
+    assert "infermesh_cache_lookups_total{" in text
+    assert problems(text) == []
+    assert promtool_problems(text) == ""

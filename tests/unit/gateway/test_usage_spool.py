@@ -239,3 +239,17 @@ def test_file_of_the_release_before_is_read_and_sent(tmp_path: Path) -> None:
     assert (message.record_id, message.prompt_tokens, message.device_us) == ("old", 7, 0)
     assert (message.end_user, dict(message.labels), message.cache) == ("", {}, "")
     spool.close()
+
+
+def test_backlog_is_what_the_ledger_has_not_confirmed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.backlog() == (0, 0.0)
+    spool.append(row(1))
+    num_bytes, oldest_s = spool.backlog()
+    assert num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) > 0
+    assert oldest_s > 0
+    spool.seal()
+    for segment in spool.segments():
+        segment.delete()
+        segment.release()
+    assert spool.backlog() == (0, 0.0)
