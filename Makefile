@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml deploy/constraints.txt deploy/set_up.py
 PROTOS := $(wildcard protos/infermesh/v1/*.proto)
 
-.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model chart-files supported-table clean
+.PHONY: help setup run test lint type protos check-protos verify sanitize-kernels bench bench-peers bench-gpu-engine demo-model chart-files metrics-table supported-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accura
 chart-files: $(VENV)/.ready-dev ## write the chart's schema and the snapshots of its examples anew
 	@$(BIN)/python -m deploy.helm.make_schema
 	@$(BIN)/python -m tests.deploy.golden
+
+metrics-table: $(VENV)/.ready-dev ## write docs/metrics.md anew from the services' registries
+	@$(BIN)/python -m tests.metrics_table
 
 supported-table: $(VENV)/.ready-dev ## print README.md's table of models anew from the tests
 	@$(BIN)/python -m tests.supported_table --write

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gateway.cache.client import CacheClient, Embedder, EmbedderState, Vector
 from gateway.identity import EMBEDDINGS
 from gateway.pipeline import Pipeline
-from gateway.request import Call
+from gateway.request import Call, RequestId
 from gateway.tokens import Usage
 from infermesh.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, ModelNotFound
 
@@ -66,6 +66,10 @@ class Embeddings:
         """The embedder, once it can answer."""
         found = self._cache.embedder if self._cache is not None else None
         return [found] if found is not None and found.state is EmbedderState.READY else []
+
+    def model_of(self, request_id: RequestId) -> str:
+        """The embedder that a request was found to mean; empty where there is none."""
+        return self._pipeline.records.model_of(request_id)
 
     async def embed(self, request: EmbeddingRequest, call: Call) -> Embedded:
         """Takes a request through every stage.

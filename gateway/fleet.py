@@ -138,6 +138,7 @@ class Fleet:
                 await client.leaving.wait()
             self._leaving.remove(client)
             running.cancel()
+        client.forget()
 
     def models(self) -> list[ServedModel]:
         """Every model served here, one entry per name."""

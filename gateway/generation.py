@@ -166,6 +166,7 @@ class Generation:
         self.on_abandoned: Callable[[], None] = lambda: None
         self.on_dropped: Callable[[int], None] = lambda choice: None
         self._clock = clock
+        self._gaps = metrics.INTER_TOKEN_LATENCY.labels(metrics.model_label(job.model_id))
         self._readers: list[Reader] = []
 
     @property
@@ -270,8 +271,9 @@ class Generation:
 
     def _time(self, log: ChoiceLog, num_new: int) -> None:
         now = self._clock()
-        if log.last_token_at is not None and num_new:
-            metrics.INTER_TOKEN_LATENCY.observe((now - log.last_token_at) / num_new)
+        if log.last_token_at is not None:
+            for _ in range(num_new):
+                self._gaps.observe((now - log.last_token_at) / num_new)
         if log.first_token_at is None:
             log.first_token_at = now
         log.last_token_at = now

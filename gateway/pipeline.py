@@ -101,6 +101,7 @@ class Pipeline:
         reply: Reply | None = None
         try:
             model = self.fleet.resolve(request.model)
+            record.model = model.model_id
             principal.require_model(request.model, model.model_id)
             asked = Asked(request, call, model, principal, record, asyncio.Event())
             name = self._rejoin.name(asked)
@@ -241,7 +242,6 @@ class Pipeline:
         principal: Principal,
         record: RequestRecord,
     ) -> list[Job]:
-        record.model = model.model_id
         record.num_choices = len(request.prompts) * request.options.n
         if not 1 <= len(request.prompts) <= MAX_PROMPTS:
             raise InvalidRequest(

@@ -145,9 +145,7 @@ class Records:
         else:
             record.status, record.error = "failed", as_mesh_error(exc).code
         duration_s = record.ended_at - record.started_at
-        metrics.REQUEST_DURATION.labels(record.endpoint).observe(duration_s)
-        metrics.PROMPT_TOKENS.inc(record.usage.prompt_tokens)
-        metrics.COMPLETION_TOKENS.inc(record.usage.completion_tokens)
+        _count(record, duration_s)
         _log.info(
             "request",
             extra={
@@ -162,7 +160,23 @@ class Records:
             },
         )
 
+    def model_of(self, request_id: RequestId) -> str:
+        """The model that a request was found to mean; empty where that is not known."""
+        record = self._records.get(request_id)
+        return "" if record is None else record.model
+
     def find(self, request_id: str) -> dict[str, Any] | None:
         """A request as JSON, None where it is not known any more."""
         record = self._records.get(RequestId(request_id))
         return None if record is None else record.as_json(self._clock())
+
+
+def _count(record: RequestRecord, duration_s: float) -> None:
+    model, usage = metrics.model_label(record.model), record.usage
+    metrics.REQUEST_LATENCY.labels(record.endpoint, model).observe(duration_s)
+    metrics.PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
+    metrics.COMPLETION_TOKENS.labels(model).inc(usage.completion_tokens)
+    if record.status == "ok":
+        metrics.REQUEST_PROMPT_TOKENS.labels(model).observe(usage.prompt_tokens)
+        if record.num_choices:  # an embedding has none
+            metrics.REQUEST_GENERATION_TOKENS.labels(model).observe(usage.completion_tokens)

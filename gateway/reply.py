@@ -272,7 +272,8 @@ class Reply:
         record.usage = self.usage()
         if record.first_token_at is None and record.usage.completion_tokens:
             record.first_token_at = self._clock()
-            metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint).observe(
+            model = metrics.model_label(self.model.model_id)
+            metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint, model).observe(
                 record.first_token_at - record.started_at
             )
         known = [t for p in self.prompts if (t := p.timings()) is not None]

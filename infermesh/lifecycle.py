@@ -13,18 +13,23 @@ import enum
 import gc
 import json
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
+import infermesh
 from infermesh.config import ConfigError, TelemetryConfig
 from infermesh.errors import MeshError
-from infermesh.telemetry import endpoint, logs, tracing, vitals
+from infermesh.telemetry import endpoint, logs, metrics, tracing, vitals
 
 _log = logs.get(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_BUILD = metrics.gauge(
+    "build_info", "1; what runs here is in the labels.", ("service", "version", "python")
+)
 
 
 class State(enum.Enum):
@@ -166,6 +171,7 @@ async def _run(factory: Callable[[], Service], telemetry: TelemetryConfig, grace
     service = factory()
     name = telemetry.service_name or service.name
     logs.setup(name, telemetry.log_level, telemetry.log_format)
+    _BUILD.labels(service.name, infermesh.__version__, platform.python_version()).set(1)
     tracing.setup(name, telemetry.otlp_endpoint, telemetry.trace_file)
     metrics_address = endpoint.serve(telemetry.metrics_address)
     lifecycle = Lifecycle(service, grace_s)

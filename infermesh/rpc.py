@@ -20,6 +20,7 @@ from infermesh.security.guard import Guard
 from infermesh.security.identities import Identity
 from infermesh.security.renewing_channel import RenewingChannel
 from infermesh.telemetry import logs
+from infermesh.telemetry.calls import CallMetrics
 from infermesh.telemetry.vitals import PROCESS
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -69,7 +70,7 @@ def create_server(
     options = (*_SERVER, ("grpc.so_reuseport", int(reuse_port)))
     guards = [Guard()] if guarded else []
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(write_timeout_s), *guards, *interceptors],
+        interceptors=[CallMetrics(), ErrorInterceptor(write_timeout_s), *guards, *interceptors],
         options=options,
         maximum_concurrent_rpcs=max_concurrent,
     )

@@ -3,12 +3,25 @@
 from infermesh.telemetry import metrics
 
 KEY_CHECKS = metrics.counter(
-    "key_checks_total", "questions to the auth service about credentials", ("result",)
+    "key_checks_total", "Questions to the auth service about credentials.", ("result",)
 )
 ADMISSIONS = metrics.counter(
-    "quota_admissions_total", "requests of limited tenants, by what became of them", ("result",)
+    "quota_admissions_total",
+    "Requests of limited tenants: admitted, or the error they were refused with.",
+    ("result",),
 )
 USAGE_QUARANTINED = metrics.counter(
-    "usage_records_quarantined_total", "records that the ledger refuses, kept beside the spool"
+    "usage_records_quarantined_total", "Records that the ledger refuses, kept beside the spool."
 )
-USAGE_SENT = metrics.counter("usage_records_sent_total", "records that the ledger has taken")
+USAGE_SENT = metrics.counter("usage_records_sent_total", "Records that the ledger has taken.")
+SPOOL_BYTES = metrics.gauge("usage_spool_bytes", "Usage on disk that the ledger has not confirmed.")
+SPOOL_OLDEST = metrics.gauge(
+    "usage_spool_oldest_seconds", "Age of the oldest of that usage; 0 where none waits."
+)
+
+
+def connected() -> metrics.Metric:
+    """Made where there is an auth service: without one, 0 would say that it is away."""
+    return metrics.gauge(
+        "auth_connected", "1: the auth service's feed of changes is heard; absent without one."
+    )

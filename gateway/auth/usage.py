@@ -5,6 +5,7 @@ A segment is a file of lines `crc32 json`, held by a lock while it is written. A
 whose writer has died, is sent by whoever gets its lock.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -94,6 +95,21 @@ class Spool:
             segment = Segment.take(path)
             if segment is not None:
                 yield segment
+
+    def backlog(self) -> tuple[int, float]:
+        """Bytes that wait for the ledger, and the age in seconds of the oldest of them.
+
+        A segment's age is in its name: when it was begun.
+        """
+        num_bytes, oldest_s = 0, 0.0
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # it was sent meanwhile
+                size = path.stat().st_size
+                begun_ns = path.name.lstrip(".").partition("-")[0]
+                if size and begun_ns.isdigit():
+                    num_bytes += size
+                    oldest_s = max(oldest_s, (time.time_ns() - int(begun_ns)) / 1e9)
+        return num_bytes, oldest_s
 
     def _open(self) -> None:
         self._count += 1

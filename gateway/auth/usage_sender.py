@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from gateway.auth.metrics import USAGE_QUARANTINED, USAGE_SENT
+from gateway.auth.metrics import SPOOL_BYTES, SPOOL_OLDEST, USAGE_QUARANTINED, USAGE_SENT
 from gateway.auth.refusals import Refusals
 from gateway.auth.translate import usage_to_pb
 from gateway.auth.usage import Segment, Spool, UsageRow
@@ -69,6 +69,9 @@ class UsageSender:
             except (grpc.aio.AioRpcError, OSError) as exc:
                 _log.debug("usage was not sent", extra={"error": str(exc)})
                 is_hindered = True
+            num_bytes, oldest_s = await asyncio.to_thread(self._spool.backlog)
+            SPOOL_BYTES.set(num_bytes)
+            SPOOL_OLDEST.set(oldest_s)
             await asyncio.sleep(interval_s)
             interval_s = min(2 * interval_s, _MAX_INTERVAL_S) if is_hindered else _INTERVAL_S
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gateway.auth.metrics import KEY_CHECKS
+from gateway.auth.metrics import KEY_CHECKS, connected
 from gateway.auth.principals import Digest, PrincipalCache, digest
 from gateway.auth.translate import principal_from_pb, seconds_from_pb
 from gateway.identity import Principal
@@ -60,6 +60,7 @@ class Verifier:
         self._cache = cache
         self._on_tenant_change = on_tenant_change
         self._asking: dict[Digest, asyncio.Lock] = {}
+        self._connected = connected()
 
     async def identify(self, credential: str | None) -> Principal:
         """Whom a credential belongs to.
@@ -141,8 +142,10 @@ class Verifier:
                     message = await call.read()
                 if not isinstance(message, pb.WatchRevocationsResponse):  # the end of the stream
                     return
+                self._connected.set(1)
                 self._see(message)
         finally:
+            self._connected.set(0)
             call.cancel()
 
     def _see(self, message: Any) -> None:

@@ -15,7 +15,7 @@ from gateway.http.generate import resumption_facts
 from gateway.idempotency import check_key
 from gateway.identity import INFERENCE, MODELS, Principal
 from gateway.pipeline import Pipeline
-from gateway.request import Call, GenerationRequest, Prompt
+from gateway.request import Call, GenerationRequest, Prompt, RequestId
 from infermesh import rpc
 from infermesh.errors import MeshError
 from infermesh.telemetry import tracing
@@ -73,7 +73,7 @@ class InferenceServicer(InferenceServiceServicer):
             status = error.grpc_code.name
             raise
         finally:
-            metrics.REQUESTS.labels("grpc_embed", status).inc()
+            self._count("grpc_embed", status, request_id)
         return translate.embedded_to_pb(found, request_id)
 
     async def CountTokens(
@@ -139,7 +139,11 @@ class InferenceServicer(InferenceServiceServicer):
             status = error.grpc_code.name
             raise
         finally:
-            metrics.REQUESTS.labels(endpoint, status).inc()
+            self._count(endpoint, status, request_id)
+
+    def _count(self, endpoint: str, status: str, request_id: RequestId) -> None:
+        model = metrics.model_label(self._pipeline.records.model_of(request_id))
+        metrics.REQUESTS.labels(endpoint, status, model).inc()
 
     async def _stream(
         self, request: GenerationRequest, call: Call, with_ids: bool, context: Any

@@ -27,6 +27,8 @@ class Answer:
         self._alarm = Alarm(self._give_up)
         self._writer: asyncio.Task[Any] | None = None
         self._stalled = False
+        # that was found for it
+        self.model = ""
         # what a client that never got an answer is counted as
         self.status = Cancelled.http_status
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import infermesh
+from gateway import metrics
 from gateway.auth.headers import LIMIT_HEADERS
 from gateway.cache.verdict import HEADERS as CACHE_HEADERS
 from gateway.embeddings import Embeddings
@@ -27,9 +28,11 @@ from gateway.http.models import ModelEndpoints
 from gateway.http.openapi import openapi
 from gateway.pipeline import Pipeline
 from infermesh.config import GatewayConfig
-from infermesh.errors import Draining, MeshError
+from infermesh.errors import Cancelled, Draining, MeshError
+from infermesh.telemetry.metrics import OTHER
 
 _REQUEST_ID = "x-request-id"
+_METHODS = frozenset(("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"))
 
 
 def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig) -> Starlette:
@@ -90,7 +93,7 @@ def public_app(pipeline: Pipeline, embeddings: Embeddings, config: GatewayConfig
 
 
 class RequestIdMiddleware:
-    """Gives every request its id, the client's or a new one, and says it in the response."""
+    """Gives every request its id, the client's or a new one, says it in the response; counts it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -101,13 +104,27 @@ class RequestIdMiddleware:
             return
         request_id = draw_request_id(Headers(scope=scope).get(_REQUEST_ID))
         scope.setdefault("state", {})["request_id"] = request_id
+        status = Cancelled.http_status
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[_REQUEST_ID] = request_id
+                status = message["status"]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            _count(scope, status)
+
+
+def _count(scope: Scope, status: int) -> None:
+    """Nothing that a client can make up becomes a label."""
+    route = scope.get("route")
+    path = route.path if isinstance(route, Route) else OTHER
+    method = scope["method"] if scope["method"] in _METHODS else OTHER
+    metrics.HTTP_REQUESTS.labels(path, method, str(status)).inc()
 
 
 async def _alive(request: Request) -> Response:

@@ -78,7 +78,8 @@ class EmbeddingsEndpoint:
                 await self._answer(request, answer)
         finally:
             answer.close()
-            metrics.REQUESTS.labels(NAME, str(answer.status)).inc()
+            model = metrics.model_label(answer.model)
+            metrics.REQUESTS.labels(NAME, str(answer.status), model).inc()
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         try:
@@ -98,6 +99,8 @@ class EmbeddingsEndpoint:
         except Exception as exc:
             await answer.refuse(as_error(exc))
             return
+        finally:
+            answer.model = self._embeddings.model_of(call.request_id)
         as_base64 = body.encoding_format == "base64"
         if len(found.vectors) > _MOST_INLINE:
             rendered = await asyncio.to_thread(_render, found, as_base64)

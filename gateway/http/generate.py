@@ -82,7 +82,8 @@ class GenerateEndpoint:
             raise
         finally:
             answer.close()
-            metrics.REQUESTS.labels(self._name, str(answer.status)).inc()
+            model = metrics.model_label(answer.model)
+            metrics.REQUESTS.labels(self._name, str(answer.status), model).inc()
 
     async def _answer(self, request: Request, answer: Answer) -> None:
         try:
@@ -101,6 +102,8 @@ class GenerateEndpoint:
         except Exception as exc:
             await answer.refuse(as_error(exc))
             return
+        finally:
+            answer.model = self._pipeline.records.model_of(call.request_id)
         reply.record.stream = parsed.stream
         failure: BaseException | None = None
         try:

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -276,6 +276,12 @@ class ReplicaClient:
         metrics.REPLICA_READY.labels(self.address).set(self.routable)
         metrics.REPLICA_INFLIGHT.labels(self.address).set(self.num_inflight)
         self._on_change()
+
+    def forget(self) -> None:
+        """It has left: its series would stand still for ever, and others come."""
+        for metric in (metrics.CIRCUIT, metrics.REPLICA_READY, metrics.REPLICA_INFLIGHT):
+            with suppress(KeyError):  # it never changed
+                metric.remove(self.address)
 
     def _fields(self, exc: BaseException) -> dict[str, str]:
         return {"replica": self.address, "error": as_mesh_error(exc).message}

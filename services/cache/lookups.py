@@ -31,7 +31,7 @@ _lookups = metrics.counter(
     "cache_lookups_total", "Lookups by outcome and reason.", ("outcome", "reason")
 )
 _seconds = metrics.histogram("cache_lookup_seconds", "From query to decision.", ("outcome",))
-_saved = metrics.counter("cache_compute_seconds_saved_total", "Compute that hits saved.")
+_saved = metrics.counter("cache_hit_compute_seconds_total", "Computing that hits saved.")
 
 analyse = lru_cache(maxsize=8192)(wording.analyse)
 

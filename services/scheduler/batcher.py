@@ -230,6 +230,7 @@ class Batcher:
         self._has_work = False  # no step was due while the epoch was being opened
         self._is_open = True
         self._stats.epoch_opened()
+        self._stats.served.capacity(capacity)
         self._show_occupied()
 
     def _wants_another(self) -> bool:

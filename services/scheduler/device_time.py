@@ -13,19 +13,24 @@ class DeviceTime:
 
     def __init__(self) -> None:
         counter, histogram = metrics.counter, metrics.histogram
-        self._busy = counter("shard_busy_seconds_total", "time that the shard spent in steps")
+        self._busy = counter("shard_busy_seconds_total", "Time that the shard spent in steps.")
         self._bubble = counter(
             "shard_bubble_seconds_total",
-            "time that the shard had no step although requests were open",
+            "Time that the shard had no step although requests were open.",
         )
         self._expected = counter(
-            "step_expected_seconds_total", "device time that steps were planned to take"
+            "step_expected_seconds_total", "Device time that steps were planned to take."
         )
-        self._took = counter("step_device_seconds_total", "device time that those steps took")
+        self._took = counter(
+            "step_device_seconds_total",
+            "Device time that the steps took for which a time was planned.",
+        )
         self._error = histogram(
-            "step_expectation_error_ratio", "how far off those times were", buckets=_RATIOS
+            "step_expectation_error_ratio", "How far off the planned times were.", buckets=_RATIOS
         )
-        self._late = counter("steps_over_target_total", "of those steps, longer than the target")
+        self._late = counter(
+            "steps_over_target_total", "Steps planned to keep a target that took longer."
+        )
 
     def spent(self, busy_s: float, bubble_s: float) -> None:
         """What a step's result says of the shard's time."""

@@ -11,7 +11,14 @@ from infermesh.block_hash import BlockHash
 from services.scheduler.fairness import counter_of
 from services.scheduler.ids import BlockId
 from services.scheduler.sequence import Sequence
-from services.scheduler.step_plan import Admission, Limits, PlannedRow, PlanState, StepPlan
+from services.scheduler.step_plan import (
+    Admission,
+    Limits,
+    PlannedRow,
+    PlanState,
+    Shortage,
+    StepPlan,
+)
 from services.scheduler.token_budget import TimeLeft
 
 
@@ -38,6 +45,7 @@ class Draft:
     claimed: set[BlockId] = field(default_factory=set)
     filling: set[BlockHash] = field(default_factory=set)
     num_looked_at: int = 0
+    shortage: Shortage | None = None
     # No admission after a preemption or a candidate that did not fit: none may overtake it.
     is_closed: bool = False
 
@@ -51,7 +59,14 @@ class Draft:
             self.deferred,
             self._total_budget,
             None if self.time is None else self.time.expected_s,
+            self._why_no_more(),
         )
+
+    def _why_no_more(self) -> Shortage | None:
+        """Who was looked at and had no place says why; else the step itself may be full."""
+        if self.shortage is not None or len(self.state.waiting) <= len(self.admissions):
+            return self.shortage
+        return Shortage.TOKENS if self.is_full else None
 
     def start_clock(self) -> None:
         """The decodes are planned: what comes beside them must not hold them up for long."""

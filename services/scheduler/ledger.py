@@ -19,7 +19,7 @@ from services.scheduler.eviction import NUM_CLASSES, Eviction
 from services.scheduler.ids import BlockId, SlotId, StepId
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.sequence import Placement, Sequence
-from services.scheduler.step_plan import Admission, StepPlan
+from services.scheduler.step_plan import Admission, Shortage, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class AppliedStep:
     budget: int
     # Of the device, where a target was to be kept.
     expected_s: float | None
+    # Why no more were admitted.
+    shortage: Shortage | None
 
 
 class Ledger:
@@ -157,6 +159,7 @@ class Ledger:
             num_evicted=self.pool.num_evicted - num_evicted,
             budget=plan.budget,
             expected_s=plan.expected_s,
+            shortage=plan.shortage,
         )
 
     def executed(self, placement: Placement, end: int, step_id: StepId) -> None:

@@ -23,7 +23,15 @@ from services.scheduler.ids import BlockId
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.queue import PRIORITIES
 from services.scheduler.sequence import Placement, Sequence
-from services.scheduler.step_plan import Admission, Limits, PlannedRow, PlanState, Start, StepPlan
+from services.scheduler.step_plan import (
+    Admission,
+    Limits,
+    PlannedRow,
+    PlanState,
+    Shortage,
+    Start,
+    StepPlan,
+)
 
 # Of so many slots one is kept for a tenant that runs nothing, where tenants share the replica.
 _SLOTS_PER_SPARE = 16
@@ -158,6 +166,7 @@ def _plan_class(draft: Draft, priority: int, prefills: list[Sequence]) -> None:
         elif _must_leave_slots(draft, sequence):
             if not _must_wait(draft, sequence):
                 draft.yield_to(sequence)  # what it gives up is no spare
+                draft.shortage = Shortage.SLOTS
             turns.end_line()
         else:
             draft.num_looked_at += 1
@@ -240,10 +249,12 @@ def _try_admit(draft: Draft, sequence: Sequence, turns: Turns) -> None:
     start = _without_copy_if_short(draft, sequence, start)
     most = draft.most_from(start.num_computed)
     if most < 1:  # what is left of the time is too short for a token so far on
+        draft.shortage = Shortage.TOKENS
         return
     idle = draft.idle(start.touched)
     available = draft.available - len(idle)
-    if not _fits(draft, sequence, start, available):
+    if (shortage := _shortage(draft, sequence, start, available)) is not None:
+        draft.shortage = shortage
         draft.is_closed = True
         draft.yield_to(sequence)
         return
@@ -273,14 +284,14 @@ def _without_copy_if_short(draft: Draft, sequence: Sequence, start: Start) -> St
     return Start(len(start.shared) * draft.limits.block_size, start.shared)
 
 
-def _fits(draft: Draft, sequence: Sequence, start: Start, available: int) -> bool:
-    """A slot, and room; who is all alone need not have it."""
+def _shortage(draft: Draft, sequence: Sequence, start: Start, available: int) -> Shortage | None:
+    """What is missing: a slot, or room; who is all alone need not have it."""
     state = draft.state
     if state.num_free_slots <= len(draft.admissions):
-        return False
+        return Shortage.SLOTS
     if not state.running and not draft.admissions and state.pool.num_used == 0:
-        return True
-    return _has_room(draft, sequence, start, available)
+        return None
+    return None if _has_room(draft, sequence, start, available) else Shortage.KV_BLOCKS
 
 
 def _has_room(draft: Draft, sequence: Sequence, start: Start, available: int) -> bool:

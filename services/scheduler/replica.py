@@ -120,6 +120,7 @@ class Replica:
             _log.info("replica", extra={"state": state.name.lower()})
         self._state = state
         self.error = error
+        self.stats.served.serving(self.state is State.SERVING)
         if state is not State.RECOVERING and not self._is_draining:
             self._offer = None
         self.changed.notify()
@@ -163,6 +164,7 @@ class Replica:
             self.fail_all(ReplicaUnavailable("the shard serves another model now"))
             self.kept.clear()
         manifest = model.manifest
+        self.stats.served.model(manifest.model_id, manifest.dtype, manifest.quantization)
         facts = ModelFacts(
             model_id=manifest.model_id,
             fingerprint=fingerprint,
@@ -255,6 +257,7 @@ class Replica:
         """
         if not self._is_draining:
             self._is_draining = True
+            self.stats.served.serving(False)
             self._offer_all(MoveReason.DRAINING)
             self.changed.notify()
         with suppress(TimeoutError):

@@ -12,7 +12,9 @@ from infermesh.telemetry import metrics, tracing
 from services.scheduler.device_time import DeviceTime
 from services.scheduler.ledger import AppliedStep, Ledger
 from services.scheduler.queue import WaitingQueue
+from services.scheduler.request_times import RequestTimes
 from services.scheduler.sequence import Ending, MoveReason, Sequence, Timeline
+from services.scheduler.served import Served
 from services.scheduler.step_plan import Start
 
 _SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512)
@@ -27,55 +29,63 @@ class Stats:
         # Spans want wall-clock time, everything else a clock that never jumps.
         self._epoch_ns = time.time_ns() - int(clock() * 1e9)
         self.device_time = DeviceTime()
+        self.request_times = RequestTimes()
+        self.served = Served()
         counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
-        self._running = gauge("num_requests_running", "sequences that have a place")
-        self._waiting = gauge("num_requests_waiting", "sequences that wait for a place")
-        self._queued = gauge("num_tokens_queued", "tokens to compute of those sequences")
-        self._usage = gauge("kv_cache_usage_ratio", "held or cached KV blocks over all")
-        self._blocks_used = gauge("num_blocks_used", "KV blocks held by sequences")
-        self._blocks_cached = gauge("num_blocks_cached", "KV blocks kept for reuse")
-        self._blocks_free = gauge("num_blocks_free", "KV blocks without contents")
-        self._queries = counter("prefix_cache_queries_total", "tokens looked up at admission")
-        self._hits = counter("prefix_cache_hits_total", "tokens found computed at admission")
+        self._running = gauge("num_requests_running", "Sequences that have a place.")
+        self._waiting = gauge("num_requests_waiting", "Sequences that wait for a place.")
+        self._queued = gauge("num_tokens_queued", "Tokens to compute of those that wait.")
+        self._usage = gauge("kv_cache_usage_ratio", "Held or cached KV blocks over all.")
+        self._blocks_used = gauge("num_blocks_used", "KV blocks held by sequences.")
+        self._blocks_cached = gauge("num_blocks_cached", "KV blocks kept for reuse.")
+        self._blocks_free = gauge("num_blocks_free", "KV blocks without contents.")
+        self._queries = counter("prefix_cache_queries_total", "Tokens looked up at admission.")
+        self._hits = counter("prefix_cache_hits_total", "Tokens found computed at admission.")
         self._partial_hits = counter(
-            "prefix_cache_partial_hits_total", "of those, tokens found in a part of a block"
+            "prefix_cache_partial_hits_total", "Of those hits, tokens found in a part of a block."
         )
-        self._copies = counter("kv_block_copies_total", "KV blocks copied to be written on")
+        self._copies = counter("kv_block_copies_total", "KV blocks copied to be written on.")
         self._evictions = counter(
-            "prefix_cache_evictions_total", "kept KV blocks that were given up for others"
+            "prefix_cache_evictions_total", "Kept KV blocks that were given up for others."
         )
-        self._prompt = counter("prompt_tokens_total", "prompt tokens of accepted requests")
-        self._computed = counter("prompt_tokens_computed_total", "known tokens that were computed")
-        self._generated = counter("generation_tokens_total", "tokens sampled and kept")
-        self._preemptions = counter("preemptions_total", "places taken from running sequences")
+        self._prompt = counter("prompt_tokens_total", "Prompt tokens of accepted requests.")
+        self._computed = counter(
+            "prompt_tokens_computed_total", "Known tokens that were computed, not found."
+        )
+        self._generated = counter("generation_tokens_total", "Tokens sampled and kept.")
+        self._preemptions = counter("preemptions_total", "Places taken from running sequences.")
+        self._blocked = counter(
+            "admission_blocked_steps_total",
+            "Steps while the next waiting sequence had no place, by what it lacked: slots, "
+            "kv_blocks, or tokens: the step itself was full.",
+            ("by",),
+        )
         self._overtakes = counter(
-            "fair_order_overtakes_total", "admissions before an earlier request of another tenant"
+            "fair_order_overtakes_total", "Admissions before an earlier request of another tenant."
         )
         self._gap = gauge(
             "tenant_service_gap_tokens",
-            "weighted tokens between the most and the least served tenant that wait in one class",
+            "Weighted tokens between the most and the least served tenant that wait in one class.",
         )
-        self._tenants = gauge("tenants_remembered", "tenants with a counter, once per class")
-        self._replays = counter("replays_total", "sequences restarted after a break or failure")
-        self._steps = counter("steps_total", "steps executed")
-        self._epochs = counter("epochs_total", "epochs of the step stream opened")
-        self._stalls = counter("shard_stalls_total", "epochs ended because the shard was silent")
-        self._finished = counter("requests_finished_total", "choices ended", ("reason",))
-        self._moved = counter("requests_moved_total", "requests offered elsewhere", ("reason",))
-        self._orphaned = gauge("orphaned_requests", "requests that run on without a gateway")
+        self._tenants = gauge("tenants_remembered", "Tenants with a counter, once per class.")
+        self._replays = counter("replays_total", "Sequences restarted after a break or failure.")
+        self._steps = counter("steps_total", "Steps executed.")
+        self._epochs = counter("epochs_total", "Epochs of the step stream opened.")
+        self._stalls = counter("shard_stalls_total", "Epochs ended because the shard was silent.")
+        self._finished = counter(
+            "requests_finished_total", "Choices ended, by why: stop, length, ...", ("reason",)
+        )
+        self._moved = counter("requests_moved_total", "Requests offered elsewhere.", ("reason",))
+        self._orphaned = gauge("orphaned_requests", "Requests that run on without a gateway.")
         self._attaches = counter(
-            "attaches_total", "attaches, and submits of a key that is here", ("outcome",)
+            "attaches_total", "Attaches, and submits of a key that is here.", ("outcome",)
         )
-        self._refused = counter("requests_refused_total", "submits refused", ("reason",))
-        self._rows = histogram("step_batch_size", "rows per step", buckets=_SIZES)
-        self._tokens = histogram("step_tokens", "query tokens per step", buckets=_TOKENS)
-        self._plan = histogram("scheduler_plan_seconds", "planning one step", buckets=_FAST)
-        self._step = histogram("step_seconds", "from a step's planning to its result")
-        self._budget = gauge("step_budget_tokens", "query tokens that the last step could hold")
-        self._queue = histogram("request_queue_seconds", "from arrival to the first step")
-        self._ttft = histogram(
-            "replica_time_to_first_token_seconds", "from arrival at the replica to the first token"
-        )
+        self._refused = counter("requests_refused_total", "Submits refused, by error.", ("reason",))
+        self._rows = histogram("step_batch_size", "Rows per step.", buckets=_SIZES)
+        self._tokens = histogram("step_tokens", "Query tokens per step.", buckets=_TOKENS)
+        self._plan = histogram("scheduler_plan_seconds", "Planning one step.", buckets=_FAST)
+        self._step = histogram("step_seconds", "From a step's planning to its result.")
+        self._budget = gauge("step_budget_tokens", "Query tokens that the last step could hold.")
 
     def accepted(self, num_prompt_tokens: int) -> None:
         self._prompt.inc(num_prompt_tokens)
@@ -120,6 +130,8 @@ class Stats:
         self._rows.observe(len(step.rows))
         self._tokens.observe(step.num_tokens)
         self._budget.set(step.budget)
+        if step.shortage is not None:
+            self._blocked.labels(step.shortage.value).inc()
         self._step.observe(seconds)
         self._copies.inc(len(step.copies))
         self._evictions.inc(step.num_evicted)
@@ -127,10 +139,7 @@ class Stats:
         self._generated.inc(num_generated)
 
     def first_token(self, timeline: Timeline) -> None:
-        if timeline.first_token_s is not None:
-            self._ttft.observe(timeline.first_token_s - timeline.arrived_s)
-        if timeline.first_step_s is not None:
-            self._queue.observe(timeline.first_step_s - timeline.arrived_s)
+        self.request_times.first_token(timeline)
 
     def occupied(self, ledger: Ledger, queue: WaitingQueue) -> None:
         pool = ledger.pool
@@ -147,6 +156,7 @@ class Stats:
     def ended(self, sequence: Sequence, ending: Ending, now_s: float) -> None:
         """Counts it and records where its time went."""
         self._finished.labels(ending.reason.name.lower()).inc()
+        self.request_times.ended(sequence.timeline, sequence.num_output)
         traceparent = sequence.request.traceparent
         if not traceparent:
             return

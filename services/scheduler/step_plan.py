@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,14 @@ from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.queue import WaitingQueue
 from services.scheduler.sequence import Placement, Sequence
 from services.scheduler.token_budget import StepTarget
+
+
+class Shortage(enum.Enum):
+    """What the next waiting sequence had no place for want of."""
+
+    SLOTS = "slots"
+    KV_BLOCKS = "kv_blocks"
+    TOKENS = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,8 @@ class StepPlan:
     budget: int = 0
     # Where a target was to be kept.
     expected_s: float | None = None
+    # Why it admits no more; None where nobody is left who could be.
+    shortage: Shortage | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -28,6 +28,7 @@ _REPORT_INTERVAL_S = 0.05
 _log = logs.get(__name__)
 _load_seconds = metrics.gauge("model_load_seconds", "How long the last model load took.")
 
+_model_info = metrics.model_info()
 _weight_bytes = metrics.gauge("shard_weight_bytes", "Bytes of weights on the device.")
 _kv_bytes = metrics.gauge("shard_kv_cache_bytes", "Bytes of KV blocks on the device.")
 _kv_tokens = metrics.gauge("shard_kv_cache_tokens", "Tokens whose K and V fit those blocks.")
@@ -130,6 +131,8 @@ class Residency:
             return
         _load_seconds.set(took_s)
         manifest = model.manifest
+        labels = (manifest.model_id, manifest.dtype, manifest.quantization or "none")
+        _model_info.labels(*labels).set(1)
         _weight_bytes.set(manifest.weight_bytes)
         capacity = model.capacity
         _kv_bytes.set(capacity.kv_cache_bytes)

@@ -106,7 +106,7 @@ async def test_answers_were_billed_once(two_replicas: Reference) -> None:
     reference, mesh = two_replicas, two_replicas.mesh
     await reference.prepare()
     # what earlier tests used may still be on its way to the ledger
-    billable = mesh.metric("gateway", "completion_tokens_total")
+    billable = mesh.metric("gateway", "billed_completion_tokens_total")
     wait_until(lambda: billed(mesh)[1] == billable, 20.0, "all that was used is billed")
     before = billed(mesh)
     wait_until(reference.serving, 60.0, "both replicas serve")

@@ -71,7 +71,7 @@ def test_endpoint_answers_probes_by_status(host: str) -> None:
 
 
 def test_endpoint_serves_metrics_while_a_client_says_nothing() -> None:
-    metrics.counter("probe_test_total", "of this test").inc()
+    metrics.counter("probe_test_total", "Of this test.").inc()
     address = endpoint.serve("127.0.0.1:0")
     host, _, port = address.partition(":")
 

@@ -140,7 +140,7 @@ async def test_request_is_recorded_and_counted(embedding: Edge) -> None:
     assert (record["status"], record["usage"]["prompt_tokens"]) == ("ok", 4)
     assert embedding.service.pipeline.admission.num_inflight == 0
     text = (await embedding.http.get(f"{embedding.admin_url}/metrics")).text
-    assert 'infermesh_requests_total{endpoint="embeddings",status="200"}' in text
+    assert 'infermesh_requests_total{endpoint="embeddings",model="mini",status="200"}' in text
 
 
 async def test_python_client_embeds_over_grpc(embedding: Edge) -> None:

@@ -254,7 +254,7 @@ async def test_trace_context_reaches_the_scheduler(edge: Edge) -> None:
 async def test_admin_port_tells_metrics_and_replicas(edge: Edge) -> None:
     await edge.openai.chat.completions.create(**ASK)
     text = (await edge.http.get(f"{edge.admin_url}/metrics")).text
-    assert 'infermesh_requests_total{endpoint="chat",status="200"}' in text
+    assert 'infermesh_requests_total{endpoint="chat",model="tiny",status="200"}' in text
     assert "infermesh_time_to_first_token_seconds_bucket" in text
     (replica,) = (await edge.http.get(f"{edge.admin_url}/debug/replicas")).json()
     assert (replica["state"], replica["routable"], replica["model"]) == ("serving", True, "tiny")
