@@ -10,12 +10,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_START_S = 60.0
 _LISTENS = re.compile(r'msg="Listening on" address=(\S+)')
 
 
@@ -72,28 +74,24 @@ def running_prometheus(config: str) -> Iterator[Prometheus]:
         folder = Path(name)
         (folder / "prometheus.yml").write_text(config)
         flags = ("--web.listen-address=127.0.0.1:0", f"--storage.tsdb.path={folder / 'data'}")
-        server = subprocess.Popen(
-            [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", *flags],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert server.stderr is not None
+        command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", *flags]
+        with (folder / "log").open("w") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            yield Prometheus(_url(server.stderr))
+            yield Prometheus(_url(server, folder / "log"))
         finally:
             server.terminate()
-            server.communicate(timeout=60)
+            server.wait(60)
 
 
-def _url(lines: Iterator[str]) -> str:
-    """Where it listens, as it says itself."""
-    seen = []
-    for line in lines:
-        seen.append(line)
-        if found := _LISTENS.search(line):
-            return f"http://{found[1]}"
-    raise RuntimeError("".join(seen))
+def _url(server: "subprocess.Popen[bytes]", log: Path) -> str:
+    """Where it listens, as its log says."""
+    deadline = time.monotonic() + _START_S
+    while not (found := _LISTENS.search(log.read_text())):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(log.read_text())
+        time.sleep(0.05)  # a poll: the server tells nobody where it listens
+    return f"http://{found[1]}"
 
 
 if __name__ == "__main__":
