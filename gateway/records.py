@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway import metrics
+from gateway import gen_ai, metrics
 from gateway.cache.verdict import Verdict
 from gateway.request import RequestId
 from gateway.tokens import ChoiceTimings, Usage
@@ -146,6 +146,7 @@ class Records:
             record.status, record.error = "failed", as_mesh_error(exc).code
         duration_s = record.ended_at - record.started_at
         _count(record, duration_s)
+        gen_ai.describe(record)
         _log.info(
             "request",
             extra={

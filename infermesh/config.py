@@ -276,7 +276,12 @@ class TelemetryConfig:
         "info", "least severity written", choices=("debug", "info", "warning", "error")
     )
     log_format: str = setting("json", "json lines or text", choices=("json", "text"))
-    otlp_endpoint: str = setting("", "OTLP gRPC collector, http://host:4317; empty: none")
+    otlp_endpoint: str = setting(
+        "", "OTLP gRPC collector of traces and metrics, http://host:4317; empty: none"
+    )
+    otlp_metrics_interval_s: float = setting(
+        15.0, "between two exports of metrics to that collector; 0: traces alone", low=0.0
+    )
     trace_file: str = setting("", "append finished spans here as JSON lines; empty: none")
     announce_file: str = setting("", "write addresses and pid here once serving; empty: none")
     supervisor_pid: int = setting(0, "stop when this process is gone; 0: never", low=0)

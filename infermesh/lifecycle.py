@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import infermesh
 from infermesh.config import ConfigError, TelemetryConfig
 from infermesh.errors import MeshError
-from infermesh.telemetry import endpoint, logs, metrics, tracing, vitals
+from infermesh.telemetry import endpoint, logs, metrics, otlp_metrics, tracing, vitals
 
 _log = logs.get(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -174,6 +174,9 @@ async def _run(factory: Callable[[], Service], telemetry: TelemetryConfig, grace
     _BUILD.labels(service.name, infermesh.__version__, platform.python_version()).set(1)
     tracing.setup(name, telemetry.otlp_endpoint, telemetry.trace_file)
     metrics_address = endpoint.serve(telemetry.metrics_address)
+    exporter = otlp_metrics.start(
+        name, infermesh.__version__, telemetry.otlp_endpoint, telemetry.otlp_metrics_interval_s
+    )
     lifecycle = Lifecycle(service, grace_s)
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
@@ -188,6 +191,8 @@ async def _run(factory: Callable[[], Service], telemetry: TelemetryConfig, grace
     try:
         await lifecycle.run(announce)
     finally:
+        if exporter is not None:
+            await asyncio.to_thread(exporter.stop)
         for number in _SIGNALS:  # they hold the service, and so its channels
             loop.remove_signal_handler(number)
     return 0

@@ -15,7 +15,6 @@ from infermesh.telemetry.metrics import Description
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "metrics.md"
 EVERY = "every process"
-# In this order: what a package finds made already is not its own.
 PACKAGES = {
     EVERY: "infermesh",
     "gateway": "gateway",
@@ -45,20 +44,25 @@ class Listed:
 
 
 def listed() -> list[Listed]:
-    """Every metric of every service, in the order of services and names."""
-    found: dict[str, Listed] = {}
-    for service, folder in PACKAGES.items():
-        _make_all(ROOT / folder, service)
-        for metric in metrics.describe():
-            if metric.name not in found and not metric.name.startswith("infermesh_probe_"):
-                found[metric.name] = Listed(metric, SHARED.get(metric.name, (service,)))
-    return list(found.values())
+    """Every metric of every service, by name."""
+    sources = {service: _make_all(ROOT / folder, service) for service, folder in PACKAGES.items()}
+    made = [one for one in metrics.describe() if not one.name.startswith("infermesh_probe_")]
+    return [Listed(one, SHARED.get(one.name) or _whose(one, sources)) for one in made]
 
 
-def _make_all(folder: Path, service: str) -> None:
+def _whose(metric: Description, sources: dict[str, str]) -> tuple[str, ...]:
+    name = metric.name.removeprefix(metrics.PREFIX)
+    return tuple(service for service, text in sources.items() if f'"{name}"' in text)
+
+
+def _make_all(folder: Path, service: str) -> str:
+    """Makes a package's metrics; the source of the modules that do."""
+    text = ""
     for path in sorted(folder.rglob("*.py")):
-        if _MAKES.search(path.read_text()) and path.name != "metrics_table.py":
+        source = path.read_text()
+        if _MAKES.search(source):
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            text += source
     if service == "scheduler":
         from services.scheduler.stats import Stats
 
@@ -67,6 +71,7 @@ def _make_all(folder: Path, service: str) -> None:
         from gateway.auth.metrics import connected
 
         connected()
+    return text
 
 
 def page() -> str:

@@ -21,7 +21,7 @@ from infermesh.errors import (
     Unavailable,
     from_rpc_error,
 )
-from infermesh.telemetry import logs
+from infermesh.telemetry import logs, tracing
 from infermesh.v1 import auth_service_pb2 as pb
 
 if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
@@ -109,7 +109,9 @@ class Verifier:
         request = pb.AuthenticateRequest(api_key=credential)
         while True:
             try:
-                answer = await self._stub.Authenticate(request, timeout=_ASK_S)
+                answer = await self._stub.Authenticate(
+                    request, timeout=_ASK_S, metadata=tracing.as_metadata()
+                )
                 break
             except grpc.aio.AioRpcError as exc:
                 principal = self._without_answer(key, from_rpc_error(exc))

@@ -64,7 +64,9 @@ class InferenceServicer(InferenceServiceServicer):
         facts = {"infermesh.request_id": request_id}
         status = grpc.StatusCode.CANCELLED.name
         try:
-            with tracing.span("gateway.grpc_embed", traceparent=parent, attributes=facts):
+            with tracing.span(
+                "gateway.grpc_embed", traceparent=parent, attributes=facts, serves=True
+            ):
                 call = _call("grpc_embed", request_id, metadata, context)
                 wanted = EmbeddingRequest(request.model, tuple(request.texts))
                 found = await self._embeddings.embed(wanted, call)
@@ -129,7 +131,9 @@ class InferenceServicer(InferenceServiceServicer):
         request_id = draw_request_id(metadata.get("x-request-id"))
         status = grpc.StatusCode.CANCELLED.name
         try:
-            with tracing.span(f"gateway.{endpoint}", traceparent=metadata.get("traceparent")):
+            with tracing.span(
+                f"gateway.{endpoint}", traceparent=metadata.get("traceparent"), serves=True
+            ):
                 call = _call(endpoint, request_id, metadata, context)
                 async with aclosing(self._stream(request, call, with_ids, context)) as batches:
                     async for batch in batches:

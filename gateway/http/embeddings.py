@@ -74,7 +74,9 @@ class EmbeddingsEndpoint:
         facts = {"infermesh.request_id": request.state.request_id}
         traceparent = request.headers.get("traceparent")
         try:
-            with tracing.span(f"gateway.{NAME}", traceparent=traceparent, attributes=facts):
+            with tracing.span(
+                f"gateway.{NAME}", traceparent=traceparent, attributes=facts, serves=True
+            ):
                 await self._answer(request, answer)
         finally:
             answer.close()

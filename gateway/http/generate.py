@@ -75,7 +75,9 @@ class GenerateEndpoint:
         try:
             traceparent = request.headers.get("traceparent")
             facts = {"infermesh.request_id": request.state.request_id}
-            with tracing.span(f"gateway.{self._name}", traceparent=traceparent, attributes=facts):
+            with tracing.span(
+                f"gateway.{self._name}", traceparent=traceparent, attributes=facts, serves=True
+            ):
                 await self._answer(request, answer)
         except Exception:  # Starlette's handler answers it
             answer.status = Internal.http_status

@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from infermesh.cli import certs, chat, check, config, keys, quantize, restart, tenants, up, usage
+from infermesh.cli import (
+    certs,
+    chat,
+    check,
+    config,
+    doctor,
+    keys,
+    quantize,
+    restart,
+    tenants,
+    up,
+    usage,
+)
 from infermesh.config import ConfigError
 from infermesh.errors import MeshError
 
@@ -18,6 +30,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
 app.command("check")(check.check)
+app.command("doctor")(doctor.doctor)
 app.command("restart")(restart.restart)
 app.command("quantize")(quantize.quantize)
 app.command("usage")(usage.usage)

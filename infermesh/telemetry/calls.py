@@ -78,5 +78,8 @@ def _counted(
 
 
 def _code(context: Any) -> str:
-    """The status of an ended call: gRPC has it as a number, and none where all went well."""
-    return _CODES.get(context.code() or 0, grpc.StatusCode.UNKNOWN.name)
+    """The status of an ended call: what it was aborted with, else gRPC's own number, 0 or none."""
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return str(code.name)
+    return _CODES.get(code or 0, "UNKNOWN")

@@ -5,12 +5,15 @@ import logging
 import sys
 import time
 
+from infermesh.telemetry import tracing
+
 # What every record has; anything else came through `extra` and is a field of the line.
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, service, logger, message, then the extra fields."""
+    """One JSON object per line: time, level, service, logger, message, the trace id where
+    something is traced, then the extra fields."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -25,6 +28,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if trace_id := tracing.current_trace_id():
+            line["trace_id"] = trace_id
         line.update({k: v for k, v in record.__dict__.items() if k not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -20,7 +20,8 @@ except ImportError:  # a bare compute host
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-Attributes = Mapping[str, str | int | float | bool]
+Value = str | int | float | bool | tuple[str, ...]
+Attributes = Mapping[str, Value]
 _tracer: Any = None
 _provider: Any = None
 
@@ -96,16 +97,60 @@ def _context(traceparent: str | None) -> Any:
 
 @contextmanager
 def span(
-    name: str, *, traceparent: str | None = None, attributes: Attributes | None = None
+    name: str,
+    *,
+    traceparent: str | None = None,
+    attributes: Attributes | None = None,
+    serves: bool = False,
 ) -> Iterator[Any]:
-    """A span around the block, child of `traceparent` or of the current span; yields it or None."""
+    """A span around the block, child of `traceparent` or of the current span; yields it or None.
+
+    Args:
+        serves: a request of somebody else is answered in it.
+    """
     if _tracer is None:
         yield None
         return
     with _tracer.start_as_current_span(
-        name, context=_context(traceparent), attributes=dict(attributes or {})
+        name,
+        context=_context(traceparent),
+        kind=trace.SpanKind.SERVER if serves else trace.SpanKind.INTERNAL,
+        attributes=dict(attributes or {}),
     ) as current:
         yield current
+
+
+def describe(name: str, attributes: Attributes) -> None:
+    """What is known at its end of the current span's work; nothing where it is over."""
+    if _tracer is None:
+        return
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.update_name(name)
+        current.set_attributes(dict(attributes))
+
+
+def current_trace_id() -> str:
+    """Of the current span, as 32 hexadecimal digits; empty where nothing is traced."""
+    if _tracer is None:
+        return ""
+    context = trace.get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
+def as_metadata() -> tuple[tuple[str, str], ...]:
+    """The current span for a unary gRPC call; read again with `of_call`."""
+    traceparent = current_traceparent()
+    return (("traceparent", traceparent),) if traceparent else ()
+
+
+def of_call(context: Any) -> str | None:
+    """The traceparent in a gRPC call's metadata; None where there is none."""
+    if _tracer is None:
+        return None
+    return next(
+        (str(v) for k, v in context.invocation_metadata() or () if k == "traceparent"), None
+    )
 
 
 def current_traceparent() -> str:

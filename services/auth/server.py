@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from infermesh.errors import InvalidRequest, MeshError, ProtocolViolation
+from infermesh.telemetry import tracing
 from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1.auth_service_pb2_grpc import AuthServiceServicer as Base
 from services.auth import metrics, wire
@@ -32,7 +33,10 @@ class AuthServicer(Base):
         self, request: pb.AuthenticateRequest, context: Any
     ) -> pb.AuthenticateResponse:
         try:
-            verified = await self._keys.verify(request.api_key)
+            with tracing.span(
+                "auth.authenticate", traceparent=tracing.of_call(context), serves=True
+            ):
+                verified = await self._keys.verify(request.api_key)
         except MeshError as error:
             metrics.AUTHENTICATIONS.labels(error.code).inc()
             raise

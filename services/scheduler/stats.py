@@ -161,12 +161,13 @@ class Stats:
         if not traceparent:
             return
         line = sequence.timeline
-        facts: dict[str, str | int | float | bool] = {
+        facts: dict[str, tracing.Value] = {
             "infermesh.request_id": sequence.request.request_id,
             "infermesh.choice": sequence.choice,
+            "gen_ai.response.finish_reasons": (ending.reason.name.lower(),),
             "gen_ai.usage.input_tokens": sequence.prompt_len,
             "gen_ai.usage.output_tokens": sequence.num_output,
-            "infermesh.cached_tokens": sequence.cached_prompt_tokens or 0,
+            "gen_ai.usage.cache_read.input_tokens": sequence.cached_prompt_tokens or 0,
             "infermesh.preemptions": line.num_preemptions,
             "infermesh.replays": line.num_replays,
         }

@@ -14,6 +14,7 @@ import pytest
 
 from infermesh import Client
 from tests.e2e.mesh_process import Mesh, wait_until
+from tests.metric_rules import problems, promtool_problems
 
 CAPITAL = "What is the capital of France?"
 # a busy machine must not turn a hit into a miss
@@ -378,3 +379,11 @@ def test_mesh_without_a_cache_says_nothing_of_it(demo_mesh: Mesh) -> None:
     assert "cache" not in [service["name"] for service in demo_mesh.facts["services"]]
     answer = ask(demo_mesh, CAPITAL)
     assert "infermesh-cache" not in answer.headers
+
+
+def test_metrics_of_the_cache_follow_the_conventions(mesh: Mesh) -> None:
+    ask(mesh, "Which conventions do metrics follow?")
+    text = httpx.get(f"http://{mesh.service('cache')['metrics']}/metrics", timeout=10).text
+    assert "infermesh_cache_lookups_total{" in text
+    assert problems(text) == []
+    assert promtool_problems(text) == ""

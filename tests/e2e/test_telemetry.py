@@ -1,40 +1,145 @@
-"""One request, one trace across all processes; its waterfall; metrics on every service."""
+"""One request, one trace across all processes; metrics to a collector; logs without secrets."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
+import pytest
 
 from tests.e2e.mesh_process import Mesh, wait_until
+from tests.otlp_receiver import OtlpReceiver, attributes
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+REQUEST_ID = "req-for-the-log"
+SECRET = "xylophone"
+SERVICES = ("gateway", "auth", "cache", "scheduler-0", "shard-0")
 
 
-def spans(path: Path) -> list[dict[str, object]]:
-    if not path.exists():
-        return []
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [span for span in found if span["trace_id"] == TRACE]
+@pytest.fixture(scope="module")
+def collector() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as running:
+        yield running
 
 
-def test_request_is_one_trace_over_gateway_scheduler_and_shard(tmp_path: Path) -> None:
-    trace_file = tmp_path / "spans.jsonl"
-    with Mesh(tmp_path, "--set", f"telemetry.trace_file={trace_file}") as mesh:
-        response = httpx.post(
+@pytest.fixture(scope="module")
+def traced_mesh(
+    tmp_path_factory: pytest.TempPathFactory, collector: OtlpReceiver
+) -> Iterator[Mesh]:
+    """A mesh with a collector and a cache that has answered one request, which was traced."""
+    folder = tmp_path_factory.mktemp("traced")
+    settings = {
+        "telemetry.trace_file": f"{folder}/spans.jsonl",
+        "telemetry.otlp_endpoint": collector.endpoint,
+        "telemetry.otlp_metrics_interval_s": "0.5",
+        "gateway.principal_ttl_s": "0.1",  # so that auth is asked, who knows the key from before
+        "gateway.cache_head_start_ms": "3000",
+        "gateway.cache_timeout_ms": "3000",
+    }
+    flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+    with Mesh(folder, "--engine", "simulated", *flags) as mesh:
+        wait_until(lambda: mesh.metric("gateway", "cache_connected") == 1, 60)
+        answer = httpx.post(
             f"{mesh.facts['url']}/v1/chat/completions",
-            json={"model": mesh.model, "messages": [{"role": "user", "content": "Hello"}]},
-            headers={"traceparent": f"00-{TRACE}-{PARENT}-01", **dict(mesh.bearer)},
+            json={
+                "model": mesh.model,
+                "messages": [{"role": "user", "content": f"Hello, {SECRET}"}],
+                "temperature": 0,
+                "max_tokens": 5,
+            },
+            headers={
+                "traceparent": f"00-{TRACE}-{PARENT}-01",
+                "x-request-id": REQUEST_ID,
+                **dict(mesh.bearer),
+            },
             timeout=60,
         )
-        assert response.status_code == 200
-        services = {"gateway", "scheduler-0", "shard-0"}
-        wait_until(lambda: services <= {str(s["service"]) for s in spans(trace_file)}, 20)
-    found = spans(trace_file)
-    ids = {span["span_id"] for span in found} | {PARENT}
-    assert all(span["parent_id"] in ids for span in found)
-    names = {str(span["name"]) for span in found}
-    assert {"queue", "prefill", "decode"} <= {name.rpartition(".")[2] for name in names}
+        assert answer.status_code == 200
+        yield mesh
+
+
+def all_spans(collector: OtlpReceiver, services: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """The request's spans, once each of these services has sent one."""
+
+    def have_come() -> bool:
+        return set(services) <= {service for service, _ in collector.spans(TRACE)}
+
+    wait_until(have_come, 20, f"spans of {services}")
+    return collector.spans(TRACE)
+
+
+def test_request_is_one_trace_over_all_processes(
+    traced_mesh: Mesh, collector: OtlpReceiver
+) -> None:
+    found = all_spans(collector, SERVICES)
+    ids = {span.span_id.hex() for _, span in found} | {PARENT}
+    assert all(span.parent_span_id.hex() in ids for _, span in found)
+    names = {span.name.rpartition(".")[2] for _, span in found}
+    assert {"authenticate", "lookup", "queue", "prefill", "decode"} <= names
+    file = traced_mesh.tmp_path / "spans.jsonl"
+    filed = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {str(span["service"]) for span in filed if span["trace_id"] == TRACE} == set(SERVICES)
+
+
+def test_spans_follow_the_conventions_for_generative_ai(
+    traced_mesh: Mesh, collector: OtlpReceiver
+) -> None:
+    found = all_spans(collector, ("gateway", "scheduler-0"))
+    (edge,) = [span for service, span in found if service == "gateway"]
+    assert edge.name == f"chat {traced_mesh.model}"
+    facts = attributes(edge.attributes)
+    assert facts["gen_ai.operation.name"] == "chat"
+    assert facts["gen_ai.request.model"] == facts["gen_ai.response.model"] == traced_mesh.model
+    assert facts["gen_ai.response.id"] == REQUEST_ID
+    assert (facts["gen_ai.usage.output_tokens"], facts["infermesh.status"]) == (5, "ok")
+    assert facts["gen_ai.usage.input_tokens"] > 5
+    for service, span in found:
+        if service == "scheduler-0":
+            own = attributes(span.attributes)
+            assert own["gen_ai.response.finish_reasons"] == ["length"]
+            assert own["gen_ai.usage.output_tokens"] == 5
+    assert SECRET not in "".join(str(span) for _, span in found)
+
+
+def test_metrics_reach_the_collector_as_prometheus_shows_them(
+    traced_mesh: Mesh, collector: OtlpReceiver
+) -> None:
+    name = "infermesh_steps"
+    wait_until(
+        lambda: (
+            all(collector.metrics(service) for service in SERVICES)
+            and collector.metrics("scheduler-0")[name].sum.data_points[0].as_double
+            == traced_mesh.metric("scheduler-0", "steps_total")
+        ),
+        20,
+        "the last step is exported",
+    )
+    assert collector.metrics("scheduler-0")[name].sum.is_monotonic
+    (point,) = collector.metrics("gateway")[
+        "infermesh_time_to_first_token_seconds"
+    ].histogram.data_points
+    assert attributes(point.attributes) == {"endpoint": "chat", "model": traced_mesh.model}
+    assert point.count == sum(point.bucket_counts) == 1
+    assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
+    assert point.sum == traced_mesh.metric("gateway", "time_to_first_token_seconds_sum")
+
+
+def test_log_lines_are_json_with_request_and_trace_and_without_secrets(traced_mesh: Mesh) -> None:
+    logs = {
+        path.stem: path.read_text()
+        for path in (traced_mesh.tmp_path / "state").glob("infermesh/logs/*/*.log")
+    }
+    assert set(SERVICES) <= logs.keys()
+    api_key = traced_mesh.facts["api_key"]
+    for name, text in logs.items():
+        assert SECRET not in text, name
+        assert api_key not in text, name
+        for line in text.splitlines():
+            assert "token_ids" not in json.loads(line), name
+    lines = [json.loads(line) for line in logs["gateway"].splitlines()]
+    (own,) = [line for line in lines if line.get("request_id") == REQUEST_ID]
+    assert (own["trace_id"], own["status"]) == (TRACE, "ok")
 
 
 def test_response_carries_its_waterfall(demo_mesh: Mesh) -> None:
@@ -59,16 +164,3 @@ def test_every_service_exports_metrics(demo_mesh: Mesh) -> None:
     assert demo_mesh.metric("gateway", "requests_total") >= 0
     assert demo_mesh.metric("scheduler-0", "steps_total") >= 0
     assert demo_mesh.metric("shard-0", "shard_steps_total") >= 0
-
-
-def test_log_lines_are_json_with_the_request_id(tmp_path: Path) -> None:
-    with Mesh(tmp_path, "--engine", "simulated", "--no-cache") as mesh:
-        httpx.post(
-            f"{mesh.facts['url']}/v1/chat/completions",
-            json={"model": mesh.model, "messages": [{"role": "user", "content": "Hello"}]},
-            headers={"x-request-id": "req-for-the-log", **dict(mesh.bearer)},
-            timeout=60,
-        )
-        log = next((tmp_path / "state").glob("infermesh/logs/*/gateway.log"))
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any(line.get("request_id") == "req-for-the-log" for line in lines)

@@ -219,3 +219,17 @@ def test_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> Non
     file.write_text("")
     with pytest.raises(ConfigError, match=r"gateway\.usage_dir"):
         Spool(file / "usage")
+
+
+def test_backlog_is_what_the_ledger_has_not_confirmed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.backlog() == (0, 0.0)
+    spool.append(row(1))
+    num_bytes, oldest_s = spool.backlog()
+    assert num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) > 0
+    assert oldest_s > 0
+    spool.seal()
+    for segment in spool.segments():
+        segment.delete()
+        segment.release()
+    assert spool.backlog() == (0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from services.scheduler.step_plan import Shortage
 from tests.unit.scheduler.scene import Scene, admitted, row_counts
 
 
@@ -296,3 +297,26 @@ def test_only_block_is_written_anew_when_a_part_of_it_is_known() -> None:
     (admission,) = scene.plan().admissions
     assert (admission.start.num_computed, admission.num_tokens) == (0, 2)
     scene.apply(scene.plan())
+
+
+def test_plan_says_what_the_next_in_line_lacked() -> None:
+    slots = Scene(max_num_seqs=2)
+    slots.run(2)
+    slots.wait(2)
+    slots.wait(2)
+    assert slots.plan().shortage is Shortage.SLOTS
+    blocks = Scene(num_blocks=8)
+    blocks.run(4)
+    blocks.wait(28)
+    assert blocks.plan().shortage is Shortage.KV_BLOCKS
+    tokens = Scene()
+    tokens.wait(6)
+    tokens.wait(6)
+    assert tokens.plan(budget=6).shortage is Shortage.TOKENS
+
+
+def test_plan_lacks_nothing_when_all_who_wait_are_admitted() -> None:
+    scene = Scene()
+    scene.wait(6)
+    scene.wait(3)
+    assert scene.plan(budget=9).shortage is None
