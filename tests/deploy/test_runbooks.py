@@ -17,6 +17,7 @@ from tests.deploy.chart import CHART, ROOT
 from tests.deploy.test_alerts import known
 
 PAGES = sorted((ROOT / "docs" / "runbooks").glob("Infermesh*.md"))
+GUIDE = ROOT / "docs" / "telemetry.md"
 PARTS = ("**What users feel.**", "**What it means.**", "## Look at", "## Do now",
          "## Mend for good", "## Over when")  # fmt: skip
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Settings)}
@@ -77,7 +78,7 @@ def test_page_has_every_part_on_one_page(page: Path) -> None:
     assert len(text.splitlines()) <= 70
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, GUIDE], ids=lambda page: page.stem)
 def test_page_names_what_exists(page: Path) -> None:
     text = page.read_text()
     assert [why for words in commands(text) if (why := refusal(words))] == []
