@@ -13,9 +13,11 @@ from tests import prometheus
 from tests.deploy import queries
 from tests.deploy.chart import CHART, ROOT
 
-RULES = CHART / "alerts" / "infermesh.yaml"
+RULES = sorted((CHART / "alerts").glob("*.yaml"))
 CASES = sorted((Path(__file__).parent / "alerts").glob("*.yaml"))
-GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+GROUPS: list[dict[str, Any]] = [
+    group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]
+]
 ALL = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = [rule for rule in ALL if "alert" in rule]
 RECORDED = {rule["record"]: rule for rule in ALL if "record" in rule}
@@ -37,7 +39,7 @@ def known() -> dict[str, frozenset[str]]:
 
 
 def test_promtool_takes_the_rules() -> None:
-    done = promtool("check", "rules", RULES)
+    done = promtool("check", "rules", *RULES)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -92,7 +94,7 @@ def test_alert_says_how_bad_what_and_where_to_read_on(rule: dict[str, Any]) -> N
 
 
 def test_codes_in_rules_are_those_of_errors() -> None:
-    text = RULES.read_text()
+    text = "".join(path.read_text() for path in RULES)
     codes = {
         cls(
             "",

@@ -85,7 +85,7 @@ def _config(mesh: Mesh) -> str:
     return yaml.safe_dump(
         {
             "global": {"scrape_interval": "3s", "evaluation_interval": "3s"},
-            "rule_files": [str(RULES)],
+            "rule_files": [str(path) for path in RULES],
             "scrape_configs": [
                 {"job_name": "infermesh", "static_configs": [{"targets": _targets(mesh)}]}
             ],
