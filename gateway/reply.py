@@ -272,7 +272,7 @@ class Reply:
         record.usage = self.usage()
         if record.first_token_at is None and record.usage.completion_tokens:
             record.first_token_at = self._clock()
-            model = metrics.model_label(self.model.model_id)
+            model = metrics.model_label(record.model)
             metrics.TIME_TO_FIRST_TOKEN.labels(record.endpoint, model).observe(
                 record.first_token_at - record.started_at
             )

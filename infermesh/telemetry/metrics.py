@@ -4,7 +4,7 @@ Owns the process's registry and the rules of its labels. What each metric means 
 made; docs/metrics.md is written from here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -138,6 +138,11 @@ def model_info() -> Metric:
 def describe() -> list[Description]:
     """Every metric that this process has made, by name."""
     return sorted((description for description, _ in _made.values()), key=lambda d: d.name)
+
+
+def families() -> Iterable[Any]:
+    """All metrics of this process as prometheus_client has them; none without it."""
+    return () if prometheus is None else prometheus.REGISTRY.collect()
 
 
 def exposition() -> tuple[bytes, str]:

@@ -53,7 +53,7 @@ class Exporter:
 
 def start(service: str, version: str, endpoint: str, interval_s: float) -> Exporter | None:
     """Exports to `endpoint`; None where there is none, or a library is missing."""
-    if not endpoint or not interval_s or metrics.prometheus is None:
+    if not endpoint or not interval_s:
         return None
     try:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -71,9 +71,7 @@ def snapshot(facts: dict[str, str]) -> "MetricsData":
 
     now_ns = time.time_ns()
     found = [
-        metric
-        for family in metrics.prometheus.REGISTRY.collect()
-        if (metric := _metric(family, now_ns)) is not None
+        metric for family in metrics.families() if (metric := _metric(family, now_ns)) is not None
     ]
     scope = ScopeMetrics(InstrumentationScope("infermesh"), found, "")
     return MetricsData([ResourceMetrics(Resource.create(facts), [scope], "")])
