@@ -1,5 +1,6 @@
 """A real Prometheus beside a mesh that answers: rules and dashboards have something to say."""
 
+import contextlib
 import itertools
 import urllib.error
 from collections.abc import Iterator
@@ -35,11 +36,12 @@ QUIET = {
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prometheus.Prometheus]:
     """A Prometheus that has scraped a loaded mesh of two replicas often enough for rates."""
     flags = ("--engine", "simulated", "--replicas", "2")
-    with (
-        Mesh(tmp_path_factory.mktemp("mesh"), *flags) as mesh,
-        prometheus.running_prometheus(_config(mesh)) as server,
-    ):
-        wait_until(lambda: _up(server) == _targets(mesh), 60, f"{_targets(mesh)} are up")
+    with Mesh(tmp_path_factory.mktemp("mesh"), *flags) as mesh, contextlib.ExitStack() as stack:
+        # the cache comes after the mesh can answer, and is no target before
+        wait_until(lambda: mesh.metric("gateway", "cache_connected") == 1, 60)
+        targets = _targets(mesh)
+        server = stack.enter_context(prometheus.running_prometheus(_config(targets)))
+        wait_until(lambda: _up(server) == targets, 60, f"{targets} are up")
         questions = (f"{'Once upon a time. ' * 20}What is {n // 2}?" for n in itertools.count())
         client = mesh.openai()
 
@@ -81,14 +83,12 @@ def _targets(mesh: Mesh) -> list[str]:
     return sorted({mesh.facts["admin_url"].removeprefix("http://"), *others})
 
 
-def _config(mesh: Mesh) -> str:
+def _config(targets: list[str]) -> str:
     return yaml.safe_dump(
         {
             "global": {"scrape_interval": "3s", "evaluation_interval": "3s"},
             "rule_files": [str(path) for path in RULES],
-            "scrape_configs": [
-                {"job_name": "infermesh", "static_configs": [{"targets": _targets(mesh)}]}
-            ],
+            "scrape_configs": [{"job_name": "infermesh", "static_configs": [{"targets": targets}]}],
         }
     )
 
