@@ -74,8 +74,9 @@ bench-gpu-engine: ## parity and speed of the engine on CUDA (needs grpcio, proto
 demo-model: $(VENV)/.ready-dev ## train the demo model anew and print its accuracy
 	@$(BIN)/python -m demo.train
 
-chart-files: $(VENV)/.ready-dev ## write the chart's schema and the snapshots of its examples anew
+chart-files: $(VENV)/.ready-dev ## write the chart's schema, its dashboards and the snapshots of its examples anew
 	@$(BIN)/python -m deploy.helm.make_schema
+	@$(BIN)/python -m deploy.helm.make_dashboards
 	@$(BIN)/python -m tests.deploy.golden
 
 freeze-previous: $(VENV)/.ready-dev ## keep REV, a release, as the version that the next one is tested beside
