@@ -88,15 +88,18 @@ class Retention:
                 return 0
             ids = (await connection.execute(due)).scalars().all()
             if ids:
-                chosen = usage.c.id.in_(ids)
-                await connection.execute(_add_to_days(self._database.is_sqlite, chosen))
-                told = sa.select(usage.c.record_id, usage.c.finished_unix_ms // DAY_MS)
-                moved = sa.insert(usage_rolled).from_select(
-                    ["record_id", "day"], told.where(chosen)
-                )
-                await connection.execute(moved)
-                await connection.execute(sa.delete(usage).where(chosen))
+                await self._move(connection, usage.c.id.in_(ids))
         return len(ids)
+
+    async def _move(self, connection: AsyncConnection, chosen: Any) -> None:
+        # The release before knows of no rolled rows: what it was sent again is here once more.
+        counted = sa.exists().where(usage_rolled.c.record_id == usage.c.record_id)
+        new = chosen & ~counted
+        await connection.execute(_add_to_days(self._database.is_sqlite, new))
+        told = sa.select(usage.c.record_id, usage.c.finished_unix_ms // DAY_MS).where(new)
+        moved = sa.insert(usage_rolled).from_select(["record_id", "day"], told)
+        await connection.execute(moved)
+        await connection.execute(sa.delete(usage).where(chosen))
 
     async def _forget(self, known_from: int) -> int:
         old = sa.select(usage_rolled.c.record_id).where(usage_rolled.c.day < known_from)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from infermesh.errors import AuthUnavailable
 from services.auth.database import Database
 from services.auth.ledger import Ledger
+from services.auth.ledger_sums import LedgerSums
 from services.auth.migrate import migrate
 from services.auth.price_book import PriceBook
 from services.auth.prices import price_list
@@ -81,7 +82,10 @@ rows = st.lists(
         tenant_id=st.sampled_from(["acme", "globex"]),
         model=st.sampled_from(["tiny", "vast", "free"]),
         end_user=st.sampled_from(["", "ann", "bob"]),
-        finished_unix_ms=st.integers((TODAY - 6) * DAY_MS, (TODAY + 1) * DAY_MS),
+        finished_unix_ms=st.one_of(
+            st.integers((TODAY - 6) * DAY_MS, (TODAY + 1) * DAY_MS),
+            st.integers(int((NOW_S - 70) * 1000), int(NOW_S * 1000)),
+        ),
     ),
     max_size=30,
     unique_by=lambda one: one.record_id,
@@ -111,6 +115,9 @@ async def _sums_stay(early: list[UsageRow], late: list[UsageRow], days: int) -> 
             assert await totals(ledger) == await totals(whole)
             since = UsageQuery(since_unix_ms=(TODAY - 3) * DAY_MS, until_unix_ms=TODAY * DAY_MS)
             assert await ledger.totals(since) == await whole.totals(since)
+            for tenant in (TenantId("acme"), TenantId("globex")):
+                sums = [await LedgerSums(each).used(tenant, NOW_S) for each in (rolled, kept)]
+                assert sums[0] == sums[1]
         async with rolled.reading() as connection:
             oldest = await connection.scalar(sa.select(sa.func.min(usage.c.finished_unix_ms)))
         assert oldest is None or oldest >= (TODAY - days) * DAY_MS
@@ -131,6 +138,40 @@ async def test_more_than_a_batch_is_rolled_up_and_counts_once_when_it_is_sent_ag
     assert await ledger.append(sent[:20]) == 0
     assert await totals(ledger) == before
     assert await retention(database, 3).sweep() == 0
+
+
+async def test_quota_begins_with_what_was_used_on_days_that_are_rolled_up(
+    database: Database,
+) -> None:
+    ledger = await ledger_of(database)
+    # the month began three days ago
+    days = (TODAY - 4, TODAY - 3, TODAY - 2, TODAY)
+    sent = [row(number, day, prompt_tokens=10**number) for number, day in enumerate(days)]
+    await ledger.append([*sent, row(9, TODAY - 2, tenant_id=TenantId("globex"))])
+    before = await LedgerSums(database).used(TenantId("acme"), NOW_S)
+    assert (before.day_tokens, before.month_tokens) == (1005, 1125)
+    assert await retention(database, 1).sweep() == 4
+    assert await LedgerSums(database).used(TenantId("acme"), NOW_S) == before
+
+
+async def test_row_that_a_previous_auth_stored_again_counts_once(database: Database) -> None:
+    ledger = await ledger_of(database)
+    await ledger.append([row(1), row(2, TODAY)])
+    before = await totals(ledger)
+    await retention(database, 3).sweep()
+    # as the release before does, which looks for the id among rows alone
+    again = {
+        **{column.name: "" for column in usage.c if not column.nullable},
+        **dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_prompt_tokens"), 1),
+        "record_id": "r1",
+        "finished_unix_ms": (TODAY - 9) * DAY_MS,
+    }
+    known = {"id", "device_us", "cost_nano"}
+    async with database.writing() as connection:
+        values = {name: value for name, value in again.items() if name not in known}
+        await connection.execute(sa.insert(usage).values(values))
+    assert await retention(database, 3).sweep() == 1
+    assert await totals(ledger) == before
 
 
 async def test_row_that_comes_late_joins_its_day(database: Database) -> None:
