@@ -491,7 +491,7 @@ class QueryUsageRequest(_message.Message):
     """
     until_unix_ms: _builtins.int
     label: _builtins.str
-    """Whose values make USAGE_DIMENSION_LABEL."""
+    """Whose values make USAGE_DIMENSION_LABEL; empty where that is not among them."""
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
         """Sums are made for each combination of these; empty: tenant, key and model."""
@@ -569,12 +569,17 @@ class UsageTotal(_message.Message):
     completion_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
     end_user: _builtins.str
+    """Empty where the sum is not by end user, or what was used names none."""
     day: _builtins.str
-    """As 2026-11-29."""
+    """As 2026-11-29; empty where the sum is not by day."""
     label_value: _builtins.str
+    """Empty where the sum is not by label, or what was used has none of that name."""
     device_us: _builtins.int
+    """0: none, or it was not counted."""
     cost: _builtins.str
-    """A decimal number of `currency`, each row at the price of its time."""
+    """A decimal number of `currency`, each row at the price of its time; empty: an auth service that
+    knows no prices.
+    """
     currency: _builtins.str
     """Empty: there was no price."""
     def __init__(

@@ -626,11 +626,13 @@ class UsageRecord(_message.Message):
     """
     device_us: _builtins.int
     """Its share of the device's time over all attempts, in microseconds; a generation that several
-    requests read is counted at one of them.
+    requests read is counted at one of them; 0: none, or it is not known.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The client's own labels: at most 16, names of 1 to 64 and values of up to 512 characters."""
+        """The client's own labels: at most 16, names of 1 to 64 and values of up to 512 characters;
+        empty: none, or a gateway that does not tell.
+        """
 
     def __init__(
         self,

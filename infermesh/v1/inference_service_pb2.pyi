@@ -96,7 +96,7 @@ class GenerationOptions(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Kept with the request's usage, changes no answer: at most 16, names of 1 to 64 characters,
-        values of at most 512.
+        values of at most 512; empty: none.
         """
 
     def __init__(

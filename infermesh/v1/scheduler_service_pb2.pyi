@@ -584,7 +584,8 @@ class TokenDelta(_message.Message):
     """Beside `timings`, as in Finished."""
     device_us: _builtins.int
     """What the choice took of the device and was not told before, in microseconds: of each step the
-    part that its tokens are of all tokens of the step. An attach is told all of it anew.
+    part that its tokens are of all tokens of the step. An attach is told all of it anew. Always 0
+    from schedulers that do not count it.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -638,7 +639,7 @@ class Finished(_message.Message):
     cached_prompt_tokens: _builtins.int
     """Prompt tokens of this choice taken from the prefix cache when it was first admitted."""
     device_us: _builtins.int
-    """As in TokenDelta."""
+    """As in TokenDelta, 0 too."""
     @_builtins.property
     def error(self) -> _errors_pb2.ErrorDetail:
         """Where reason is ERROR."""
