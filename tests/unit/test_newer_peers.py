@@ -14,6 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.auth.instances import Picker
 from gateway.auth.principals import PrincipalCache, digest
 from gateway.auth.translate import grant_from_pb, principal_from_pb
 from gateway.auth.usage import Spool, UsageRow
@@ -261,6 +262,6 @@ async def test_ledger_that_refuses_the_version_is_waited_for_and_no_record_given
     stub = mock.Mock(RecordUsage=mock.AsyncMock(side_effect=failed))
     for _ in range(3):
         with pytest.raises(grpc.aio.AioRpcError):
-            await UsageSender(stub, spool).flush()
+            await UsageSender(Picker([stub]), spool).flush()
     spool.close()
     assert [row for segment in spool.segments() for row in segment.rows()] == [ROW]
