@@ -25,10 +25,9 @@ from services.auth.changes import latest
 from services.auth.database import Database
 from services.auth.restore import restore
 from services.auth.schema import metadata, usage
+from tests.auth_child import AuthChild
 from tests.auth_process import Auth, running_auth
 from tests.postgres import Postgres
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def records(start: int, count: int) -> Iterator[pb.RecordUsageRequest]:
@@ -215,56 +214,7 @@ def test_column_that_is_unknown_is_refused(tmp_path: Path) -> None:
         asyncio.run(loaded(url, path))
 
 
-class Process:
-    """`python -m services.auth` with its database, which gets killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database = folder / "auth.sqlite3"
-        self.url = f"sqlite:///{self.database}"
-        self.address = f"unix:{folder}/auth.sock"
-        self._announced = folder / "announced.json"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "INFERMESH_AUTH__DATABASE_URL": self.url,
-            "INFERMESH_AUTH__ADDRESS": self.address,
-            "INFERMESH_AUTH__FIRST_KEY_FILE": str(folder / "key"),
-            "INFERMESH_TELEMETRY__ANNOUNCE_FILE": str(self._announced),
-        }
-
-    def start(self) -> None:
-        """Until it serves."""
-        self._announced.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "services.auth"]
-        self._process = subprocess.Popen(
-            command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 60
-        while not self._announced.exists():
-            assert self._process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)  # a poll: another process tells nobody that it is ready
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def wipe(self) -> None:
-        """The disk is gone."""
-        for file in self.database.parent.glob(f"{self.database.name}*"):
-            file.unlink()
-
-    def run(self, module: str, *words: str) -> None:
-        command = [sys.executable, "-m", f"services.auth.{module}", *words]
-        done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-
-async def send(process: Process, start: int, count: int) -> tuple[int, int]:
+async def send(process: AuthChild, start: int, count: int) -> tuple[int, int]:
     """Rows that were new and rows that were there."""
     async with rpc.channel(process.address) as channel:
         stub: Any = AuthServiceStub(channel)
@@ -273,9 +223,9 @@ async def send(process: Process, start: int, count: int) -> tuple[int, int]:
 
 
 async def test_ledger_is_whole_again_after_a_disaster_and_the_spools(tmp_path: Path) -> None:
-    process = Process(tmp_path)
     _, key = api_key.draw()
     (tmp_path / "key").write_text(key)
+    process = AuthChild(tmp_path)
     try:
         process.start()
         await send(process, 0, 1000)
