@@ -18,9 +18,12 @@ class AuthChild:
     Args:
         folder: of its sockets, and of its database where none is named.
         python_path: whose code it runs.
+        prices: of all models, as in `auth.prices`.
     """
 
-    def __init__(self, folder: Path, database_url: str = "", python_path: Path = ROOT) -> None:
+    def __init__(
+        self, folder: Path, database_url: str = "", python_path: Path = ROOT, prices: str = ""
+    ) -> None:
         self.database = folder / "auth.sqlite3"
         self.url = database_url or f"sqlite:///{self.database}"
         self.address = f"unix:{folder}/auth.sock"
@@ -36,6 +39,8 @@ class AuthChild:
             "INFERMESH_AUTH__ADMIN_ADDRESS": self.admin_address,
             "INFERMESH_TELEMETRY__ANNOUNCE_FILE": str(self._announced),
         }
+        if prices:
+            self._environment["INFERMESH_AUTH__PRICES"] = prices
         if (folder / "key").exists():
             self._environment["INFERMESH_AUTH__FIRST_KEY_FILE"] = str(folder / "key")
 

@@ -41,6 +41,11 @@ def get(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+def silence() -> None:
+    """For a command that ends with one sentence: what is logged on the way would be another."""
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
 def setup(service: str, level: str, style: str) -> None:
     """Sends the process's log lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)

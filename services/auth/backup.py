@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infermesh.config import ConfigError, load
 from infermesh.errors import AuthUnavailable
+from infermesh.telemetry import logs
 from services.auth.backup_file import Writer, to_json
 from services.auth.database import Database
 from services.auth.migrate import revisions
@@ -38,8 +39,8 @@ async def backup(database: Database, path: Path) -> dict[str, int]:
     whatever is written meanwhile.
 
     Raises:
-        ConfigError: the database can't be read, or is of another version.
-        OSError: the file can't be written; what was at `path` is still there.
+        ConfigError: the database can't be read, or is of another version; or the file can't be
+            written, and what was at `path` is still there.
     """
     try:
         async with database.snapshot() as connection:
@@ -79,13 +80,14 @@ async def _run(path: Path, url: str) -> dict[str, int]:
 
 def main() -> int:
     """Backs up and ends; the exit status."""
+    logs.silence()
     words = sys.argv[1:]
     try:
         if not words or words[0].startswith("--"):
             raise ConfigError("usage: python -m services.auth.backup FILE [--section.name=value]")
         path = Path(words[0])
         counts = asyncio.run(_run(path, load(words[1:]).auth.database_url))
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(f"{path}: {', '.join(_shown(counts))}\n")

@@ -10,6 +10,7 @@ Owns reading and writing; whose rows they are is `backup.py`'s and `restore.py`'
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
@@ -46,7 +47,12 @@ def from_json(value: object) -> object:
 
 
 class Writer:
-    """A file that appears at `path` when it is whole, readable by its owner alone."""
+    """A file that appears at `path` when it is whole, readable by its owner alone.
+
+    Raises:
+        ConfigError: it can't be written; what was at `path` is still there. No OSError: beside a
+            database, that would be the database's.
+    """
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path = path
@@ -54,7 +60,8 @@ class Writer:
         self._digest = hashlib.sha256()
         self._counts: Counter[str] = Counter()
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
-        self._raw = os.fdopen(os.open(self._draft, flags, 0o600), "wb")
+        with self._failures():
+            self._raw = os.fdopen(os.open(self._draft, flags, 0o600), "wb")
         self._gzip = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=6, mtime=0)
         header = {"format": FORMAT, "version": VERSION, "schema": schema}
         self._line({**header, "made_unix_s": int(time.time())})
@@ -68,23 +75,33 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._raw.close()
+        with contextlib.suppress(OSError):  # a full disk has said so before
+            self._raw.close()
         self._draft.unlink(missing_ok=True)  # gone already where it was finished
 
     def rows(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         """Adds rows of one table."""
-        for row in rows:
-            self._line([table, row])
-            self._counts[table] += 1
+        with self._failures():
+            for row in rows:
+                self._line([table, row])
+                self._counts[table] += 1
 
     def finish(self) -> Counter[str]:
         """Puts the file in its place; how many rows it has of each table."""
-        self._line({"rows": dict(self._counts), "sha256": self._digest.hexdigest()})
-        self._gzip.close()
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-        self._draft.replace(self._path)
+        with self._failures():
+            self._line({"rows": dict(self._counts), "sha256": self._digest.hexdigest()})
+            self._gzip.close()
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._draft.replace(self._path)
         return self._counts
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"{self._path} can't be written: {error.strerror}") from None
 
     def _line(self, facts: object) -> None:
         line = json.dumps(facts, separators=(",", ":")).encode() + b"\n"

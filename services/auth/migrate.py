@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infermesh.config import ConfigError, load
 from infermesh.errors import AuthUnavailable
+from infermesh.telemetry import logs
 from services.auth.database import Database
 from services.auth.schema import counters
 
@@ -109,6 +110,7 @@ async def _migrate_alone(url: str) -> None:
 
 def main() -> int:
     """Migrates and ends; the exit status."""
+    logs.silence()
     try:
         asyncio.run(_migrate_alone(load(sys.argv[1:]).auth.database_url))
     except ConfigError as error:

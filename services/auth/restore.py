@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infermesh.config import ConfigError, load
 from infermesh.errors import AuthUnavailable
+from infermesh.telemetry import logs
 from services.auth import backup_file
 from services.auth.backup import stored
 from services.auth.database import Database
@@ -98,6 +99,7 @@ async def _run(path: Path, url: str, replace: bool) -> Counter[str]:
 
 def main() -> int:
     """Restores and ends; the exit status."""
+    logs.silence()
     words = sys.argv[1:]
     replace = "--replace" in words
     words = [word for word in words if word != "--replace"]
