@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infermesh.errors import AuthUnavailable
+from infermesh.v1 import auth_service_pb2 as pb
 from services.auth.database import Database
 from services.auth.ledger import Ledger
 from services.auth.ledger_sums import LedgerSums
@@ -20,6 +21,9 @@ from services.auth.prices import price_list
 from services.auth.retention import BATCH_ROWS, DAY_MS, Retention
 from services.auth.schema import usage, usage_days, usage_rolled
 from services.auth.values import Dimension, KeyId, TenantId, UsageQuery, UsageRow, UsageTotal
+from tests.auth_process import TurnedClock, running_auth
+from tests.contract.auth.test_leases import Gateway
+from tests.redis_server import RedisServer
 
 TODAY = 20_000
 NOW_S = (TODAY + 0.5) * DAY_MS / 1000
@@ -152,6 +156,25 @@ async def test_quota_begins_with_what_was_used_on_days_that_are_rolled_up(
     assert (before.day_tokens, before.month_tokens) == (1005, 1125)
     assert await retention(database, 1).sweep() == 4
     assert await LedgerSums(database).used(TenantId("acme"), NOW_S) == before
+
+
+async def test_lease_in_redis_begins_with_days_that_are_rolled_up(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    url, clock = f"sqlite:///{tmp_path / 'auth.sqlite3'}", TurnedClock()
+    clock.now = NOW_S
+    settings = {"redis_url": redis_server.new_database(), "clock": clock}
+    async with running_auth(tmp_path, url, **settings) as auth:
+        await auth.tenant("acme", monthly_tokens=1000)
+        used = pb.UsageRecord(record_id="r", tenant_id="acme", key_id="k", prompt_tokens=900)
+        used.finished_unix_ms = (TODAY - 3) * DAY_MS
+        await auth.stub.RecordUsage(iter([pb.RecordUsageRequest(record=used)]))
+        database = Database(url)
+        assert await retention(database, 1).sweep() == 1
+        await database.close()
+        gateway = Gateway(auth.stub, "one")
+        assert (await gateway.report(needed=5000)).granted.tokens == 100
+        gateway.close()
 
 
 async def test_row_that_a_previous_auth_stored_again_counts_once(database: Database) -> None:
