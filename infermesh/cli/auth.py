@@ -39,6 +39,7 @@ def restore(
 ) -> None:
     """Put a backup into an empty database, SQLite or PostgreSQL; stop auth first."""
     words = [str(file), "--replace"] if replace else [str(file)]
+    StateFolder.of_user().root.mkdir(parents=True, exist_ok=True)  # a new machine has none
     _run("services.auth.restore", words, database_url)
 
 
