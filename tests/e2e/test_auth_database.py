@@ -1,5 +1,5 @@
 """An auth database that can be read but not written for a while: what goes on, what waits, what is
-refused, and that the ledger is whole afterwards.
+refused, and that the ledger is whole afterwards. Old usage in it, and its backup elsewhere.
 """
 
 import contextlib
@@ -7,13 +7,20 @@ import json
 import resource
 import sqlite3
 import subprocess
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import grpc
 import openai
 import pytest
 
+from infermesh.v1 import auth_service_pb2 as pb
+from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
+from tests.auth_child import AuthChild
 from tests.e2e.mesh_process import Mesh, run_infermesh, wait_until
 from tests.e2e.test_auth import (
     LIGHT,
@@ -30,7 +37,8 @@ LIMIT = ("--tokens-per-minute", "100000")
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with Mesh(tmp_path_factory.mktemp("mesh"), *LIGHT) as running:
+    folder = tmp_path_factory.mktemp("mesh")
+    with Mesh(folder, *LIGHT, "--set", "auth.ledger_retention_days=1") as running:
         yield running
 
 
@@ -109,18 +117,13 @@ def test_requests_go_on_within_leases_and_no_row_is_lost_when_the_database_canno
 
 def test_a_record_that_the_ledger_cannot_store_holds_up_no_other(mesh: Mesh) -> None:
     """More tokens than a column holds, in a segment of a gateway that was killed."""
-    spool = mesh.tmp_path / "state" / "infermesh" / "usage"
     before = mesh.metric("gateway", "usage_records_quarantined_total")
     records = {"first": 7, "bad": 1 << 63, "last": 8}
     rows = [
         {"record_id": name, "request_id": name, "tenant_id": "left", "prompt_tokens": tokens}
         for name, tokens in records.items()
     ]
-    bodies = [json.dumps(row, separators=(",", ":")).encode() for row in rows]
-    lines = [b"%08x %b\n" % (zlib.crc32(body), body) for body in bodies]
-    draft = spool / "draft"
-    draft.write_bytes(b"".join(lines))
-    segment = draft.rename(spool / f"{1:020}-1-1.usage")
+    segment, lines = leave(mesh, rows)
     wait_until(lambda: len(rows_of(mesh, "left")) == 2, 30, "the others are in the ledger")
     ask(mesh, make_tenant(mesh, "beside"))
     usage_of(mesh, "beside", 1)
@@ -131,6 +134,60 @@ def test_a_record_that_the_ledger_cannot_store_holds_up_no_other(mesh: Mesh) -> 
     assert mesh.metric("gateway", "usage_records_quarantined_total") == before + 1
     assert '"record_id": "bad"' in mesh.logs()
     assert rows_of(mesh, "left") == [("first", 7), ("last", 8)]
+
+
+def leave(mesh: Mesh, rows: list[dict[str, Any]]) -> tuple[Path, list[bytes]]:
+    """A segment and its lines, as a gateway that was killed leaves it."""
+    spool = mesh.tmp_path / "state" / "infermesh" / "usage"
+    bodies = [json.dumps(row, separators=(",", ":")).encode() for row in rows]
+    lines = [b"%08x %b\n" % (zlib.crc32(body), body) for body in bodies]
+    draft = spool / "draft"
+    draft.write_bytes(b"".join(lines))
+    return draft.rename(spool / f"{1:020}-1-1.usage"), lines
+
+
+def test_old_days_are_rolled_up_and_a_backup_of_them_is_served_elsewhere(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    days_ago = [5, 5, 3, 0]
+    now_ms = int(time.time() * 1000)
+    rows = [
+        {
+            "record_id": f"old-{number}",
+            "request_id": f"old-{number}",
+            "tenant_id": "old",
+            "model": mesh.model,
+            "end_user": "ann",
+            "prompt_tokens": 10**number,
+            "finished_unix_ms": now_ms - days * 86_400_000,
+        }
+        for number, days in enumerate(days_ago)
+    ]
+    leave(mesh, rows)
+    wait_until(lambda: len(rows_of(mesh, "old")) == 4, 30, "the ledger has the rows")
+    query = ("usage", "--tenant", "old", "--by", "day", "--by", "user", "--json")
+    before = json.loads(command(mesh, *query))
+    assert [row["prompt_tokens"] for row in before] == [11, 100, 1000]
+
+    mesh.wait_restarted("auth", mesh.kill("auth"))  # it rolls up as it starts
+    wait_until(lambda: rows_of(mesh, "old") == [("old-3", 1000)], 30, "the old ones are gone")
+    wait_until(lambda: mesh.metric("auth", "ledger_rows_rolled_up_total") >= 3, 10)
+    wait_until(lambda: '"usage rolled up"' in mesh.logs(), 10)
+    assert json.loads(command(mesh, *query)) == before
+
+    file, state = tmp_path / "auth.gz", tmp_path / "state" / "infermesh"
+    command(mesh, "auth", "backup", str(file))
+    done = run_infermesh(tmp_path, "auth", "restore", str(file))
+    assert done.returncode == 0, done.stderr
+    with AuthChild(tmp_path, f"sqlite:///{state / 'auth.sqlite3'}") as other:
+        there = ("--admin", other.admin_address)
+        assert json.loads(command(mesh, *query, *there)) == before
+        with grpc.insecure_channel(other.address) as channel:
+            stub = AuthServiceStub(channel)
+            answer = stub.Authenticate(
+                pb.AuthenticateRequest(api_key=mesh.facts["api_key"]), timeout=10
+            )
+    assert answer.principal.tenant_id == "local"
 
 
 def assert_says_why(done: subprocess.CompletedProcess[str]) -> None:
