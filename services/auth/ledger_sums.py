@@ -47,7 +47,7 @@ class LedgerSums:
         return Seed(cells, *(int(tokens or 0) for tokens in sums))
 
 
-def _last_minute(tenant_id: TenantId, now: float) -> sa.Select[tuple[int, int, int]]:
+def _last_minute(tenant_id: TenantId, now: float) -> sa.Select[int, int, int]:
     """Its requests and tokens by second: of rows alone, for no day is rolled up before it ends."""
     finished = usage.c.finished_unix_ms
     second = (finished // 1000).label("second")
@@ -56,7 +56,7 @@ def _last_minute(tenant_id: TenantId, now: float) -> sa.Select[tuple[int, int, i
     return found.where(usage.c.tenant_id == tenant_id, finished >= since_ms).group_by(second)
 
 
-def _day_and_month(tenant_id: TenantId, now: float) -> sa.Select[tuple[int, int]]:
+def _day_and_month(tenant_id: TenantId, now: float) -> sa.Select[int, int]:
     """Their tokens so far. One statement, so that no row is in its day's sums and by itself."""
     first = datetime.datetime.fromtimestamp(now, datetime.UTC).date().replace(day=1)
     first_day = (first - _EPOCH).days
