@@ -46,6 +46,11 @@ class Pod:
         found: list[Manifest] = self.manifest["spec"]["containers"]
         return found
 
+    @property
+    def init_containers(self) -> list[Manifest]:
+        found: list[Manifest] = self.manifest["spec"].get("initContainers", [])
+        return found
+
     def port(self, wanted: int | str, containers: Sequence[Manifest]) -> int:
         """A port by its number or name. Raises KeyError where no container has it."""
         if isinstance(wanted, int):
@@ -90,6 +95,8 @@ class Namespace:
             one["name"]: rewrite(one["value"]) if "value" in one else self._looked_up(pod, one)
             for one in container.get("env", ())
         }
+        for one in container.get("envFrom", ()):
+            environment |= self.secrets[one["secretRef"]["name"]]
         if pod.manifest["spec"].get("enableServiceLinks", True):
             environment |= self._links()
         words = [*container["command"], *container.get("args", ())]

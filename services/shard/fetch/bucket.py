@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from infermesh.errors import ModelLoadFailed
 
 SCHEME = "s3://"
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _CONNECT_S, _READ_S, _ATTEMPTS = 10, 60, 5
 
 
@@ -34,6 +36,10 @@ def download(url: str, into: Path) -> None:
     )
     try:
         client = boto3.client("s3", config=settings)
+        if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith(_AWS):
+            # few stores but AWS' own have a DNS name per bucket
+            by_path = Config(s3={"addressing_style": "path"})
+            client = boto3.client("s3", config=settings.merge(by_path))
         found = _listed(client, bucket, f"{prefix.strip('/')}/")
         if not found:
             raise ModelLoadFailed(f"{url} holds no objects")

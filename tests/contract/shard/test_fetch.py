@@ -25,7 +25,9 @@ _FILES = {
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     objects = {f"chat/v1/{name}": data for name, data in _FILES.items()}
     with serving({**objects, "chat/v1/": b"", "chat/v10/config.json": b"another"}) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
+        # a name, which a bucket's name could be put before
+        url = store.url.replace("127.0.0.1", "localhost")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         monkeypatch.setenv("AWS_REGION", "eu-central-1")

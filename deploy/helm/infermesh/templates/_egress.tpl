@@ -32,10 +32,15 @@ egress:
   {{- include "infermesh.dns" . | nindent 2 }}
   - to: {{- toYaml $root.Values.networkPolicy.database.to | nindent 6 }}
     ports: {{- include "infermesh.tcp" (list $root.Values.networkPolicy.database.port) | nindent 6 }}
-{{- else if and (eq .component "replica") (hasPrefix "hf://" .block.source) -}}
+{{- else if and (eq .component "replica") (include "infermesh.isFetched" .block) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}
-  - ports: {{- include "infermesh.tcp" (list 443) | nindent 6 }} # the hub
+  {{- with $root.Values.networkPolicy.download }}
+  - ports: {{- include "infermesh.tcp" (list .port) | nindent 6 }} # the hub, a bucket
+    {{- with .to }}
+    to: {{- toYaml . | nindent 6 }}
+    {{- end }}
+  {{- end }}
 {{- else -}}
 egress: []
 {{- end }}
