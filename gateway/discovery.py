@@ -1,4 +1,4 @@
-"""Which replicas there are: as the settings list them, as DNS names them, as a file has them.
+"""Which peers there are: as the settings list them, as DNS names them, as a file has them.
 
     gateway.replicas       host:port, unix:/path     always
                            dns:host:port             each address of the name, asked again and again
@@ -19,7 +19,7 @@ from infermesh.config import ConfigError
 from infermesh.telemetry import logs
 
 _log = logs.get(__name__)
-_DNS = "dns:"
+DNS = "dns:"
 # (host, port) -> addresses
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Look = Callable[[], Awaitable[Sequence[str]]]
@@ -34,6 +34,7 @@ class Discovery:
         interval_s: between two looks.
         on_change: takes all addresses; called at once with those that need no look.
         refuse: raises ConfigError where one of these addresses is not to be connected to.
+        setting: whose entries they are.
 
     Raises:
         ConfigError: an entry can't be read.
@@ -47,20 +48,22 @@ class Discovery:
         on_change: Callable[[Sequence[str]], None],
         resolve: Resolve | None = None,
         refuse: Callable[[Sequence[str]], None] = lambda addresses: None,
+        setting: str = "gateway.replicas",
     ) -> None:
         self._refuse = refuse
+        self._setting = setting
         self._interval_s = interval_s
         self._on_change = on_change
         self._resolve = resolve or resolve_name
         self._known: tuple[str, ...] = ()
         try:
-            names = [split(entry) for entry in entries if entry.startswith(_DNS)]
-            self._static = [check(entry) for entry in entries if not entry.startswith(_DNS)]
+            names = [split(entry) for entry in entries if entry.startswith(DNS)]
+            self._static = [check(entry) for entry in entries if not entry.startswith(DNS)]
         except ValueError as exc:
-            raise ConfigError(f"gateway.replicas: {exc}") from None
+            raise ConfigError(f"{setting}: {exc}") from None
         refuse(self._static)
         self._looks: list[tuple[str, str, Look]] = [
-            ("dns", f"{_DNS}{host}:{port}", lambda h=host, p=port: self._resolve(h, p))  # type: ignore[misc]  # mypy has no type for a lambda's defaults
+            ("dns", f"{DNS}{host}:{port}", lambda h=host, p=port: self._resolve(h, p))  # type: ignore[misc]  # mypy has no type for a lambda's defaults
             for host, port in names
         ]
         if file:
@@ -86,7 +89,8 @@ class Discovery:
             except (OSError, ValueError, ConfigError) as exc:
                 metrics.DISCOVERY_FAILURES.labels(kind).inc()
                 if not fails:
-                    _log.warning("no replicas found", extra={"source": name, "why": str(exc)})
+                    facts = {"setting": self._setting, "source": name, "why": str(exc)}
+                    _log.warning("no addresses found", extra=facts)
                 fails = True
             else:
                 fails = False
@@ -100,7 +104,7 @@ class Discovery:
         lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         found: list[str] = []
         for line in filter(None, lines):
-            if line.startswith(_DNS):
+            if line.startswith(DNS):
                 found += await self._resolve(*split(line))
             else:
                 found.append(check(line))
@@ -126,7 +130,7 @@ def check(address: str) -> str:
 
 def split(entry: str) -> tuple[str, int]:
     """Host and port of dns:host:port. Raises ValueError."""
-    host, _, port = check(entry.removeprefix(_DNS)).rpartition(":")
+    host, _, port = check(entry.removeprefix(DNS)).rpartition(":")
     return host, int(port)
 
 

@@ -70,7 +70,14 @@ class GatewayService:
         self._addresses: dict[str, str] = {}
         # loop-bound, and it may refuse a setting
         self._gate: Gate = (
-            KeyedGate(config, time.monotonic, certificates) if config.auth else OpenGate()
+            KeyedGate(
+                config,
+                time.monotonic,
+                certificates,
+                lambda addresses: security.check_peers("gateway.auth", addresses),
+            )
+            if config.auth
+            else OpenGate()
         )
         self.pipeline: Pipeline
 
@@ -173,5 +180,5 @@ def check_addresses(config: GatewayConfig, security: Security) -> None:
         address = getattr(config, setting)
         security.check_public(f"gateway.{setting}", address, bool(config.auth))
     security.check_admin("gateway.admin_address", config.admin_address)
-    for setting in ("auth", "cache"):
-        security.check_peers(f"gateway.{setting}", filter(None, [getattr(config, setting)]))
+    security.check_peers("gateway.auth", config.auth)
+    security.check_peers("gateway.cache", filter(None, [config.cache]))

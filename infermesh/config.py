@@ -44,13 +44,27 @@ class GatewayConfig:
     replica_silence_s: float = setting(
         3.0, "streams of a replica that says nothing for so long go on at another", low=0.1
     )
-    auth: str = setting("", "the auth service's address; empty: any key is accepted")
+    auth: tuple[str, ...] = setting(
+        (),
+        "auth services on one database, the next is asked where one fails; dns:host:port: one at "
+        "each address of the name; empty: any key is accepted",
+    )
     gateway_id: str = setting(
         "", "its name to the auth service, of no other gateway; empty: a new one at each start"
     )
     principal_ttl_s: float = setting(60.0, "a verified key is asked for again after", low=0.1)
     auth_outage_s: float = setting(
         60.0, "verified keys go on for so long while the auth service is away", low=0.0
+    )
+    auth_fail_policy: str = setting(
+        "closed",
+        "requests that no lease covers while auth or its Redis is away: refused, or (open) held to "
+        "their tenants' limits by this gateway alone; budgets are never open",
+        choices=("closed", "open"),
+    )
+    auth_fail_open_max_s: float = setting(60.0, "open for so long at most", low=0.0)
+    auth_fail_open_share: float = setting(
+        1.0, "of a tenant's limits, for this gateway: 1 / gateways keeps to them", low=0.0, high=1.0
     )
     usage_dir: str = setting("", "spool of usage records; needed where auth is set")
     max_request_bytes: int = setting(8 << 20, "largest request body", low=1024)
@@ -109,6 +123,12 @@ class AuthConfig:
     database_url: str = setting(
         "sqlite:///infermesh-auth.sqlite3", "SQLite or PostgreSQL, as SQLAlchemy writes it"
     )
+    redis_url: str = setting(
+        "",
+        "quota leases in Redis, of several auth services: redis://, rediss:// (TLS) or unix://; "
+        "empty: in the database",
+    )
+    redis_timeout_ms: float = setting(500.0, "no call to Redis takes longer", low=1.0)
     first_key_file: str = setting(
         "", "a file with an API key, which is made known at the start; empty: none"
     )

@@ -1,8 +1,14 @@
 """What one setting is: default, documentation, allowed range; and how a raw value becomes it."""
 
 import dataclasses
+import re
 import typing
 from typing import Any
+
+# user:password@ of a URL, and passwords among its parameters
+_PASSWORD = re.compile(
+    r"(://[^/@?#\s]*?:)[^/?#\s]*(?=@)|([?&](?:\w*password|sslkey)=)[^&\s]*", re.I
+)
 
 
 class ConfigError(Exception):
@@ -20,6 +26,11 @@ def setting(
     """A dataclass field with its documentation and allowed range."""
     facts = {"doc": doc, "low": low, "high": high, "choices": choices}
     return dataclasses.field(default=default, metadata=facts)
+
+
+def masked(text: str) -> str:
+    """A value as it may be shown: the passwords of URLs in it are not."""
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
 def sections(settings_class: type) -> dict[str, type]:
@@ -54,13 +65,17 @@ def _typed(key: str, raw: object, kind: Any, origin: str) -> Any:
     if typing.get_origin(kind) is tuple:
         items = raw.split(",") if isinstance(raw, str) else raw
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{key} is {raw!r} ({origin}); it must be a list of strings")
+            raise ConfigError(
+                f"{key} is {masked(repr(raw))} ({origin}); it must be a list of strings"
+            )
         return tuple(item.strip() for item in items if item.strip())
     try:
         return _scalar(raw, kind)
     except (ValueError, TypeError):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-        raise ConfigError(f"{key} is {raw!r} ({origin}); it must be {names[kind]}") from None
+        raise ConfigError(
+            f"{key} is {masked(repr(raw))} ({origin}); it must be {names[kind]}"
+        ) from None
 
 
 def _scalar(raw: object, kind: type) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import Postgres, running_postgres
+from tests.redis_server import RedisServer, running_redis
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,26 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'auth.sqlite3'}"
     cluster: Postgres = request.getfixturevalue("postgres")
     return cluster.create_database()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole run; each test has a database of its own, and stops nothing."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "redis"])
+def lease_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The settings of an auth service whose leases are in a new, empty store of each kind."""
+    if request.param == "postgresql":
+        cluster: Postgres = request.getfixturevalue("postgres")
+        return {"database_url": cluster.create_database()}
+    store = {"database_url": f"sqlite:///{tmp_path / 'auth.sqlite3'}"}
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        store["redis_url"] = server.new_database()
+    return store
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,12 +15,14 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 
 
 @asynccontextmanager
-async def keyed_gateway(folder: Path, auth: Auth, **settings: Any) -> AsyncIterator[Edge]:
-    """A gateway in front of one fake replica that asks `auth`."""
+async def keyed_gateway(
+    folder: Path, auth: Auth, *others: Auth, **settings: Any
+) -> AsyncIterator[Edge]:
+    """A gateway in front of one fake replica that asks `auth`, or one of the others."""
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     settings.setdefault("usage_dir", str(folder / "usage"))
-    address = auth.config.address
-    async with running_gateway(folder, make_replicas(folder), auth=address, **settings) as edge:
+    addresses = (auth.config.address, *(other.config.address for other in others))
+    async with running_gateway(folder, make_replicas(folder), auth=addresses, **settings) as edge:
         yield edge
 
 

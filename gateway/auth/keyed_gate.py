@@ -4,33 +4,27 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import grpc
 
+from gateway.auth.fail_open import FailPolicy
 from gateway.auth.headers import limit_headers
+from gateway.auth.instances import AuthInstances
+from gateway.auth.lease_stream import BROKEN
 from gateway.auth.leasing import Hold, LeaseKeeper
 from gateway.auth.metrics import ADMISSIONS
+from gateway.auth.open_account import OpenAccount
 from gateway.auth.principals import PrincipalCache
 from gateway.auth.usage import Spool
 from gateway.auth.usage_sender import UsageSender
 from gateway.auth.verifier import Verifier
 from gateway.identity import Principal
 from gateway.records import RequestRecord
-from infermesh import rpc
 from infermesh.config import ConfigError, GatewayConfig
 from infermesh.errors import MeshError
 from infermesh.security.certificates import Certificates
-from infermesh.security.identities import Identity
-from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
-
-if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
-    from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
-
-# the last: a call that has ended by itself can't be written
-_BROKEN = (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
 
 class KeyedGate:
@@ -48,16 +42,24 @@ class KeyedGate:
         config: GatewayConfig,
         clock: Callable[[], float],
         certificates: Certificates | None = None,
+        refuse: Callable[[Sequence[str]], None] = lambda addresses: None,
     ) -> None:
         if not config.usage_dir:
             raise ConfigError("gateway.usage_dir is empty; with gateway.auth it must be a folder")
         self._spool = Spool(Path(config.usage_dir).expanduser())
-        self._channel = rpc.channel(config.auth, Identity.AUTH, certificates)
-        stub = cast("AuthServiceAsyncStub", AuthServiceStub(self._channel))
+        self._instances = AuthInstances(
+            config.auth, config.discovery_interval_s, certificates, refuse
+        )
         cache = PrincipalCache(config.principal_ttl_s, config.auth_outage_s, clock)
-        self._leases = LeaseKeeper(stub, config.gateway_id, clock)
-        self._verifier = Verifier(stub, cache, self._leases.forget_refusal)
-        self._sender = UsageSender(stub, self._spool)
+        picker = self._instances.picker
+        policy = FailPolicy(
+            config.auth_fail_policy == "open",
+            config.auth_fail_open_max_s,
+            config.auth_fail_open_share,
+        )
+        self._leases = LeaseKeeper(picker(), config.gateway_id, clock, policy)
+        self._verifier = Verifier(picker(), cache, self._leases.forget_refusal)
+        self._sender = UsageSender(picker(), self._spool)
 
     async def identify(self, credential: str | None, scope: str) -> Principal:
         principal = await self._verifier.identify(credential)
@@ -79,11 +81,13 @@ class KeyedGate:
             raise
         headers = {}
         if hold is not None:
-            ADMISSIONS.labels("admitted").inc()
+            is_open = isinstance(hold.account, OpenAccount)
+            ADMISSIONS.labels("open" if is_open else "admitted").inc()
             headers = self._headers(principal)
         return KeyedTicket(principal, hold, headers, self._leases, self._spool, record_id)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
+        tasks.create_task(self._instances.run())
         tasks.create_task(self._verifier.follow())
         tasks.create_task(self._leases.run())
         tasks.create_task(self._sender.run())
@@ -92,13 +96,13 @@ class KeyedGate:
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, OSError):
             async with asyncio.timeout(timeout_s):
                 await self._sender.flush()
-        with contextlib.suppress(*_BROKEN):
+        with contextlib.suppress(*BROKEN):
             async with asyncio.timeout(timeout_s):
                 await self._leases.close()
 
     async def close(self) -> None:
         self._spool.close()
-        await self._channel.close()
+        await self._instances.close()
 
     def _headers(self, principal: Principal) -> dict[str, str]:
         return limit_headers(principal.limits, self._leases.last_grant(principal.tenant))

@@ -10,46 +10,35 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import grpc
 
 from gateway.auth.account import Account, Grant, State, cost_of, refuse_impossible
+from gateway.auth.fail_open import CLOSED, FailOpen, FailPolicy
+from gateway.auth.instances import Picker
+from gateway.auth.lease_stream import BROKEN, LeaseStream
+from gateway.auth.open_account import OpenAccount
 from gateway.auth.tenant_quota import TenantQuota, Waiter, new_account
-from gateway.auth.translate import grant_from_pb, state_to_pb
 from gateway.auth.verifier import PATIENCE_S
 from gateway.identity import Principal
-from infermesh.errors import (
-    AuthUnavailable,
-    MeshError,
-    ProtocolViolation,
-    as_mesh_error,
-)
+from infermesh.errors import AuthUnavailable, RateLimitExceeded, as_mesh_error
 from infermesh.quota import NOTHING, Amounts
 from infermesh.telemetry import logs
 from infermesh.v1 import auth_service_pb2 as pb
 
-if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
-    from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
-
 _log = logs.get(__name__)
 REPORT_S = 1.0
-_ANSWER_S = 3.0
 _RETRY_S = 0.1
 _RETRY_AFTER_S = 1.0
 # Tenants per message. Each is a transaction of its own there, some milliseconds long: all of them
 # in one message would outlast the time for an answer, and every lease would run out.
 MAX_REPORTED = 32
 _MAX_WAITING = 10_000
-# the last: a call that has ended by itself can't be written
-_BROKEN = (grpc.aio.AioRpcError, MeshError, TimeoutError, asyncio.InvalidStateError)
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """What one request has reserved; the account lives and dies with its lease."""
 
-    account: Account
+    account: Account | OpenAccount
     cost: Amounts
 
 
@@ -58,12 +47,18 @@ class LeaseKeeper:
 
     Args:
         clock: monotonic seconds.
+        policy: what becomes of requests that no lease covers while the auth service is away.
     """
 
     def __init__(
-        self, stub: "AuthServiceAsyncStub", gateway_id: str, clock: Callable[[], float]
+        self,
+        auth: Picker,
+        gateway_id: str,
+        clock: Callable[[], float],
+        policy: FailPolicy = CLOSED,
     ) -> None:
-        self._stub = stub
+        self._auth = auth
+        self._fail_open = FailOpen(policy)
         incarnation = secrets.token_hex(16)
         self._hello = pb.LeaseHello(gateway_id=gateway_id or incarnation, incarnation=incarnation)
         self._clock = clock
@@ -82,11 +77,14 @@ class LeaseKeeper:
             return None
         refuse_impossible(principal.tenant, principal.limits, cost)
         tenant = self._tenant(principal)
-        if not tenant.waiters and tenant.account.reserve(cost, self._clock()):
-            if tenant.account.is_low(self._clock()):
+        now = self._clock()
+        if not tenant.waiters and tenant.account.reserve(cost, now):
+            if tenant.account.is_low(now):
                 self._wake.set()
             return Hold(tenant.account, cost)
-        tenant.refuse_again(cost, self._clock())
+        if self._fail_open.admits(principal.limits, now):
+            return Hold(self._fail_open.reserve(tenant.name, principal.limits, cost, now), cost)
+        tenant.refuse_again(cost, now)
         return await self._wait(tenant, cost)
 
     async def tokens_left(self, principal: Principal) -> int | None:
@@ -98,13 +96,17 @@ class LeaseKeeper:
         if principal.limits.most_tokens is None:
             return None
         tenant = self._tenant(principal)
-        if tenant.last is None:
-            await self._wait(tenant, NOTHING)  # for a first answer
-        assert tenant.last is not None
+        if tenant.last is None and not self._fail_open.admits(principal.limits, self._clock()):
+            await self._wait(tenant, NOTHING)  # for a first answer, or an outage
+        if tenant.last is None or self._fail_open.admits(principal.limits, self._clock()):
+            return self._fail_open.tokens_left(tenant.name, principal.limits, self._clock())
         return tenant.last.remaining.tokens + tenant.account.available(self._clock()).tokens
 
     def settle(self, hold: Hold, used_tokens: int) -> None:
         """A request ended."""
+        if isinstance(hold.account, OpenAccount):
+            hold.account.settle(hold.cost, used_tokens, self._clock())
+            return
         hold.account.settle(hold.cost, used_tokens)
         tenant = self._tenants.get(hold.account.tenant)
         if tenant is not None and tenant.account is hold.account and tenant.waiters:
@@ -126,17 +128,21 @@ class LeaseKeeper:
     async def run(self) -> None:
         """Reports, reconnecting, until cancelled."""
         while True:
+            stub = self._auth.stub
             try:
-                await self._report_on(self._stub.Lease())
-            except _BROKEN as exc:
+                await self._report_on(LeaseStream(stub, self._hello))
+            except BROKEN as exc:
                 _log.debug("lease stream broke", extra={"error": as_mesh_error(exc).message})
+                self._auth.failed(stub)
+                self._fail_open.asked(self._clock())
+                self._open_waiters()
             await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
         """Ends the leases of tenants for whom nothing runs; what is left of them is free at once.
 
         Raises:
-            grpc.aio.AioRpcError: the auth service does not answer.
+            one of BROKEN: the auth service does not answer.
         """
         states = []
         for name, tenant in list(self._tenants.items()):
@@ -146,14 +152,13 @@ class LeaseKeeper:
                 states.append(dataclasses.replace(state, wanted=NOTHING, closing=True))
         if not states:
             return
-        call: Any = self._stub.Lease(timeout=_ANSWER_S)
+        stream = LeaseStream(self._auth.stub, self._hello)
         try:
-            await call.write(pb.LeaseRequest(hello=self._hello))
+            await stream.open()
             for start in range(0, len(states), MAX_REPORTED):
-                await call.write(_report(states[start : start + MAX_REPORTED]))
-                await call.read()
+                await stream.exchange(states[start : start + MAX_REPORTED])
         finally:
-            call.cancel()
+            stream.cancel()
 
     async def _wait(self, tenant: TenantQuota, cost: Amounts) -> Hold:
         if len(tenant.waiters) >= _MAX_WAITING:
@@ -188,23 +193,49 @@ class LeaseKeeper:
         tenant.limits = limits
         return tenant
 
-    async def _report_on(self, call: Any) -> None:
+    def _open_waiters(self) -> None:
+        """Nobody answers those who wait; the policy may."""
+        for tenant in self._tenants.values():
+            now = self._clock()
+            if not self._fail_open.admits(tenant.limits, now):
+                continue
+            while tenant.waiters:
+                waiter = tenant.waiters.popleft()
+                if waiter.admitted.done():
+                    continue
+                try:
+                    account = self._fail_open.reserve(tenant.name, tenant.limits, waiter.cost, now)
+                except RateLimitExceeded as refusal:
+                    waiter.admitted.set_exception(refusal)
+                else:
+                    waiter.admitted.set_result(account)
+
+    async def _report_on(self, stream: LeaseStream) -> None:
         try:
-            await call.write(pb.LeaseRequest(hello=self._hello))
+            await stream.open()
+            self._fail_open.answered()
             # answered before any interval is over: what is in hand does not dwindle in an outage
-            await self._exchange(call, everyone=True)
+            await self._exchange(stream, everyone=True)
             next_tick = self._clock() + REPORT_S
             while True:
                 if self._clock() >= next_tick:
                     next_tick = self._clock() + REPORT_S
                     for tenant in self._tenants.values():
                         tenant.account.tick()
-                    await self._exchange(call, everyone=True)
+                    await self._exchange(stream, everyone=True)
+                    await self._pay(stream)
                 else:
-                    await self._exchange(call, everyone=False)
+                    await self._exchange(stream, everyone=False)
                 await self._woken(next_tick - self._clock())
         finally:
-            call.cancel()
+            stream.cancel()
+
+    async def _pay(self, stream: LeaseStream) -> None:
+        """Tells what was used without leases."""
+        while debts := self._fail_open.debts(self._clock())[:MAX_REPORTED]:
+            grants = await stream.exchange([debt.state() for debt in debts])
+            for debt, grant in zip(debts, grants, strict=True):
+                debt.answered(grant)
 
     async def _woken(self, wait_s: float) -> None:
         try:
@@ -213,7 +244,7 @@ class LeaseKeeper:
         except TimeoutError:
             pass
 
-    async def _exchange(self, call: Any, *, everyone: bool) -> None:
+    async def _exchange(self, stream: LeaseStream, *, everyone: bool) -> None:
         """Reports those who are short, or everyone, a bounded number at a time.
 
         Requests that come meanwhile have a part of each message: they don't wait for all the rest.
@@ -227,7 +258,7 @@ class LeaseKeeper:
                     break
                 part[name] = None
             due = [name for name in due if name not in part]
-            await self._report(call, part)
+            await self._report(stream, part)
         if self._short():
             self._wake.set()
 
@@ -240,22 +271,17 @@ class LeaseKeeper:
             if tenant.waiters or tenant.account.is_low(now)
         ]
 
-    async def _report(self, call: Any, names: Iterable[str]) -> None:
+    async def _report(self, stream: LeaseStream, names: Iterable[str]) -> None:
         now = self._clock()
         found = [(name, self._tenants[name]) for name in names if name in self._tenants]
         states = [self._state(name, tenant, now) for name, tenant in found]
         if not states:
             return
-        async with asyncio.timeout(_ANSWER_S):
-            await call.write(_report(states))
-            answer = await call.read()
-        if not isinstance(answer, pb.LeaseResponse):
-            # the stream ended: the call's status says why
-            raise AuthUnavailable((await call.details()) or "the lease stream ended")
-        if len(answer.grants) != len(states):
-            raise ProtocolViolation("a lease report was not answered in full")
-        for state, message in zip(states, answer.grants, strict=True):
-            self._apply(state, grant_from_pb(message), now)
+        self._fail_open.asked(now)
+        grants = await stream.exchange(states)
+        self._fail_open.answered()
+        for state, grant in zip(states, grants, strict=True):
+            self._apply(state, grant, now)
 
     def _state(self, name: str, tenant: TenantQuota, now: float) -> State:
         account = tenant.account
@@ -287,7 +313,3 @@ class LeaseKeeper:
         tenant.refuse_waiters(grant.refused, self._clock())
         if tenant.waiters:
             self._wake.set()
-
-
-def _report(states: list[State]) -> pb.LeaseRequest:
-    return pb.LeaseRequest(report=pb.LeaseReport(leases=map(state_to_pb, states)))

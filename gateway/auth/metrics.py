@@ -8,6 +8,10 @@ KEY_CHECKS = metrics.counter(
 ADMISSIONS = metrics.counter(
     "quota_admissions_total", "requests of limited tenants, by what became of them", ("result",)
 )
+OPEN_ADMISSIONS = metrics.counter(
+    "quota_open_admissions_total", "requests admitted without a lease while auth was away"
+)
+FAIL_OPEN = metrics.gauge("quota_fail_open", "1: requests are admitted without leases")
 USAGE_QUARANTINED = metrics.counter(
     "usage_records_quarantined_total", "records that the ledger refuses, kept beside the spool"
 )

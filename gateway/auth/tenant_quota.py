@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gateway.auth.account import Account, Grant
+from gateway.auth.open_account import OpenAccount
 from infermesh.errors import MeshError, RateLimitExceeded
 from infermesh.quota import NOTHING, Amounts, Limits
 
@@ -19,7 +20,7 @@ class Waiter:
     """A request that waits; `asked`: a report under way tells of it."""
 
     cost: Amounts
-    admitted: "asyncio.Future[Account]"
+    admitted: "asyncio.Future[Account | OpenAccount]"
     asked: bool = False
 
 
@@ -32,6 +33,10 @@ class TenantQuota:
     waiters: deque[Waiter] = field(default_factory=deque)
     last: Grant | None = None
     refused: tuple[float, Amounts, MeshError] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.account.tenant
 
     def refuse_again(self, cost: Amounts, now: float) -> None:
         """Raises the last refusal for a request that asks for no less so soon after."""

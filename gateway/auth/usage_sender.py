@@ -7,19 +7,16 @@ fault stand alone; those go to a file beside the spool (`.refused`), the others 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import grpc
 
+from gateway.auth.instances import Picker
 from gateway.auth.metrics import USAGE_QUARANTINED, USAGE_SENT
 from gateway.auth.refusals import Refusals
 from gateway.auth.translate import usage_to_pb
 from gateway.auth.usage import Segment, Spool, UsageRow
 from infermesh.telemetry import logs
 from infermesh.v1 import auth_service_pb2 as pb
-
-if TYPE_CHECKING:  # the type of the asyncio stub exists in the stubs alone
-    from infermesh.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
 
 _log = logs.get(__name__)
 _INTERVAL_S = 0.5
@@ -53,8 +50,8 @@ class _Outcome:
 class UsageSender:
     """Empties one spool."""
 
-    def __init__(self, stub: "AuthServiceAsyncStub", spool: Spool) -> None:
-        self._stub = stub
+    def __init__(self, auth: Picker, spool: Spool) -> None:
+        self._auth = auth
         self._spool = spool
         self._sending = asyncio.Lock()
         self._refusals = Refusals()
@@ -131,10 +128,12 @@ class UsageSender:
 
     async def _offer(self, part: list[Message]) -> grpc.aio.AioRpcError | None:
         """One call; the refusal of rows, if it was one."""
+        stub = self._auth.stub
         try:
-            await self._stub.RecordUsage(_stream(part), timeout=_SEND_S)
+            await stub.RecordUsage(_stream(part), timeout=_SEND_S)
         except grpc.aio.AioRpcError as exc:
             if exc.code() not in _REFUSALS:
+                self._auth.failed(stub)
                 raise
             self._num_refused_calls += 1
             return exc

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gateway.auth.instances import Picker
 from gateway.auth.metrics import KEY_CHECKS
 from gateway.auth.principals import Digest, PrincipalCache, digest
 from gateway.auth.translate import principal_from_pb, seconds_from_pb
@@ -52,11 +53,11 @@ class Verifier:
 
     def __init__(
         self,
-        stub: "AuthServiceAsyncStub",
+        auth: Picker,
         cache: PrincipalCache,
         on_tenant_change: Callable[[str], None],
     ) -> None:
-        self._stub = stub
+        self._auth = auth
         self._cache = cache
         self._on_tenant_change = on_tenant_change
         self._asking: dict[Digest, asyncio.Lock] = {}
@@ -95,9 +96,11 @@ class Verifier:
     async def follow(self) -> None:
         """Follows the change feed, reconnecting, until cancelled."""
         while True:
+            stub = self._auth.stub
             try:
-                await self._follow()
+                await self._follow(stub)
             except (grpc.aio.AioRpcError, TimeoutError) as exc:
+                self._auth.failed(stub)
                 _log.debug("change feed broke", extra={"error": str(exc)})
             self._cache.unwatched()
             # jitter: many gateways come back at once
@@ -107,10 +110,12 @@ class Verifier:
         """Asks until there is an answer, or the key may go on without one."""
         request = pb.AuthenticateRequest(api_key=credential)
         while True:
+            stub = self._auth.stub
             try:
-                answer = await self._stub.Authenticate(request, timeout=_ASK_S)
+                answer = await stub.Authenticate(request, timeout=_ASK_S)
                 break
             except grpc.aio.AioRpcError as exc:
+                self._ask_another(stub, exc)
                 principal = self._without_answer(key, from_rpc_error(exc))
             if principal is not None:
                 return principal
@@ -132,9 +137,13 @@ class Verifier:
             raise error from None
         return principal
 
-    async def _follow(self) -> None:
+    def _ask_another(self, stub: "AuthServiceAsyncStub", error: grpc.aio.AioRpcError) -> None:
+        if isinstance(from_rpc_error(error), Unavailable | DeadlineExceeded):
+            self._auth.failed(stub)
+
+    async def _follow(self, stub: "AuthServiceAsyncStub") -> None:
         request = pb.WatchRevocationsRequest(after_sequence=self._cache.sequence)
-        call = self._stub.WatchRevocations(request)
+        call = stub.WatchRevocations(request)
         try:
             while True:
                 async with asyncio.timeout(_SILENCE_S):

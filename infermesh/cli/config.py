@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infermesh.config import Settings, load
-from infermesh.config_fields import sections
+from infermesh.config_fields import masked, sections
 
 app = typer.Typer(help="Inspect the settings of every service.", no_args_is_help=True)
 
@@ -43,4 +43,4 @@ def show(
 
 
 def _text(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return masked(",".join(value) if isinstance(value, tuple) else str(value))

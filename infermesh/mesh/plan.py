@@ -155,16 +155,20 @@ def _auth_spec(
         admin_address=plan.admin_address,
         database_url=AuthConfig().database_url,
     )
+    redis_url, auth = auth.redis_url, dataclasses.replace(auth, redis_url="")
     whole = dataclasses.replace(settings, auth=auth)
     spec = _spec("auth", "services.auth", whole, run_dir, log_dir)
-    # it may have a password in it
-    return dataclasses.replace(spec, environment=(("INFERMESH_AUTH__DATABASE_URL", url),))
+    # they may have passwords in them, and a command line is anybody's to read
+    environment = [("INFERMESH_AUTH__DATABASE_URL", url)]
+    if redis_url:
+        environment.append(("INFERMESH_AUTH__REDIS_URL", redis_url))
+    return dataclasses.replace(spec, environment=tuple(environment))
 
 
 def _with_auth(gateway: GatewayConfig, plan: AuthPlan, state: StateFolder) -> GatewayConfig:
     return dataclasses.replace(
         gateway,
-        auth=plan.address,
+        auth=(plan.address, *gateway.auth),
         # the same when it is restarted, another in another mesh
         gateway_id=gateway.gateway_id or f"gateway-{os.getpid()}",
         usage_dir=gateway.usage_dir or str(state.usage_dir),

@@ -61,6 +61,14 @@ class Security:
         for address in addresses:
             self.check_service(setting, address)
 
+    def check_store(self, setting: str, address: str, encrypted: bool) -> None:
+        """Raises ConfigError for a store beyond this machine that is spoken to in the clear: the
+        mesh's own certificates don't protect what is said there.
+        """
+        if not encrypted and not is_local(address):
+            why = "its password would travel in the clear: use rediss://"
+            self._refuse(PLAINTEXT, setting, address, why)
+
     def check_public(self, setting: str, address: str, asks_for_keys: bool) -> None:
         """Raises ConfigError for a public address that anybody could use, or read along."""
         if is_local(address):

@@ -9,10 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from infermesh.errors import InsufficientQuota, MeshError, RateLimitExceeded
-from infermesh.quota import BUDGETS, LIMIT_WORDS, NOTHING, Amounts
+from infermesh.errors import MeshError
+from infermesh.quota import NOTHING, Amounts
 from services.auth import quota
-from services.auth.quota import Refusal, Tally
+from services.auth.quota import Tally
+from services.auth.refusing import refusal_of
 from services.auth.schema import leases, quotas, tenants
 from services.auth.tenants import limits_of
 from services.auth.values import Gateway, LeaseId, Report, TenantId
@@ -144,15 +145,7 @@ class Account:
 
     def refusal(self, report: Report) -> MeshError:
         """Why a need was not met in full."""
-        found = quota.refusal(
-            self._limits, self.tally, self._open(), report.least_needed, self.now
-        ) or Refusal("max_concurrency", self._limits.max_concurrency or 0, 1.0)
-        words = LIMIT_WORDS[found.limit]
-        sentence = f"Rate limit reached for tenant {self._tenant_id} on {words}: {found.allowed}."
-        if found.retry_after_s is not None:
-            sentence += f" Please try again in {found.retry_after_s:.1f} s."
-        error = InsufficientQuota if found.limit in BUDGETS else RateLimitExceeded
-        return error(sentence, retry_after_s=found.retry_after_s)
+        return refusal_of(report, self._limits, self.tally, self._open(), self.now)
 
     def _open(self) -> Amounts:
         return sum((lease.open for lease in self.leases), NOTHING)

@@ -75,6 +75,15 @@ class ChangeFeed:
         self._latest = 0
         self._read_at = 0.0
 
+    @property
+    def sequence(self) -> int:
+        """Of the newest change that this process has heard of."""
+        return self._latest
+
+    def silence_s(self) -> float:
+        """How long ago the feed was read: what changed since is not known."""
+        return asyncio.get_running_loop().time() - self._read_at
+
     def notify(self) -> None:
         """This process has committed a change."""
         self._wake.set()

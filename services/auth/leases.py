@@ -1,4 +1,4 @@
-"""Leases of quota: every report is one transaction under the lock of its tenant's quota."""
+"""Leases of quota in the database: every report is one transaction under its tenant's lock."""
 
 from __future__ import annotations
 

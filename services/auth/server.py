@@ -11,7 +11,7 @@ from infermesh.v1.auth_service_pb2_grpc import AuthServiceServicer as Base
 from services.auth import metrics, wire
 from services.auth.changes import Change, ChangeFeed
 from services.auth.keys import Keys
-from services.auth.leases import Leases
+from services.auth.lease_store import LeaseStore
 from services.auth.ledger import Ledger
 from services.auth.values import Gateway
 
@@ -22,7 +22,7 @@ _MAX_USAGE_ROWS = 100_000
 class AuthServicer(Base):
     """Serves gateways."""
 
-    def __init__(self, keys: Keys, leases: Leases, ledger: Ledger, feed: ChangeFeed) -> None:
+    def __init__(self, keys: Keys, leases: LeaseStore, ledger: Ledger, feed: ChangeFeed) -> None:
         self._keys = keys
         self._leases = leases
         self._ledger = ledger

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from infermesh import rpc
 from infermesh.v1 import auth_admin_service_pb2 as admin_pb
 from infermesh.v1 import auth_service_pb2 as pb
 from infermesh.v1 import errors_pb2
 from infermesh.v1.auth_service_pb2_grpc import AuthServiceStub
-from services.auth.database import Database
-from services.auth.schema import leases
 from tests.auth_process import Auth, TurnedClock, running_auth
 
 LEASE_S = 20.0
@@ -26,9 +23,11 @@ def clock() -> TurnedClock:
 
 
 @pytest.fixture
-async def auth(tmp_path: Path, database_url: str, clock: TurnedClock) -> AsyncIterator[Auth]:
+async def auth(
+    tmp_path: Path, lease_store: dict[str, str], clock: TurnedClock
+) -> AsyncIterator[Auth]:
     settings = {"lease_s": LEASE_S, "max_request_s": 100.0}
-    async with running_auth(tmp_path, database_url, clock=clock, **settings) as running:
+    async with running_auth(tmp_path, **lease_store, clock=clock, **settings) as running:
         await running.tenant("acme", tokens_per_minute=1000)
         yield running
 
@@ -42,11 +41,18 @@ class Gateway:
         self._lease_id = f"{name}-{incarnation}"
         self._started = False
 
+    async def greet(self) -> None:
+        """Says who it is, once."""
+        if not self._started:
+            self._started = True
+            await self._call.write(pb.LeaseRequest(hello=self._hello))
+            # an answer to nothing: the hello was taken in
+            await self._call.write(pb.LeaseRequest(report=pb.LeaseReport()))
+            await self._call.read()
+
     async def report(self, tenant: str = "acme", **state: Any) -> pb.LeaseGrant:
         """One report; `needed=5` is tokens."""
-        if not self._started:
-            await self._call.write(pb.LeaseRequest(hello=self._hello))
-            self._started = True
+        await self.greet()
         for name, value in state.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 state[name] = pb.QuotaAmounts(tokens=value)
@@ -137,14 +143,14 @@ async def test_expired_lease_counts_as_spent_for_a_minute(auth: Auth, clock: Tur
 
 
 async def test_lease_goes_on_over_a_new_stream_and_a_restart(
-    tmp_path: Path, database_url: str, clock: TurnedClock
+    tmp_path: Path, lease_store: dict[str, str], clock: TurnedClock
 ) -> None:
-    async with running_auth(tmp_path, database_url, clock=clock) as auth:
+    async with running_auth(tmp_path, **lease_store, clock=clock) as auth:
         await auth.tenant("acme", tokens_per_minute=1000)
         gateway = Gateway(auth.stub, "one")
         await gateway.report(needed=800)
         gateway.close()
-    async with running_auth(tmp_path, database_url, clock=clock) as auth:
+    async with running_auth(tmp_path, **lease_store, clock=clock) as auth:
         gateway = Gateway(auth.stub, "one")
         grant = await gateway.report(spent=700)
         assert not grant.ended
@@ -166,21 +172,21 @@ async def test_new_incarnation_of_a_gateway_ends_the_leases_of_the_old_one(auth:
         gateway.close()
 
 
+@pytest.mark.parametrize("lease_store", ["sqlite", "redis"], indirect=True)
 async def test_new_incarnation_ends_all_of_the_old_leases(auth: Auth) -> None:
+    """Three, from streams that were open side by side."""
     await auth.tenant("busy", max_concurrency=4)
-    old = [Gateway(auth.stub, "one", number) for number in "123"]
-    query = sa.select(sa.func.count()).select_from(leases)
-    database = Database(auth.config.database_url)
-    await old[0].report("busy")
-    async with database.writing() as connection:  # as from streams that were open side by side
-        row = dict((await connection.execute(sa.select(leases))).mappings().one())
-        for number in "23":
-            copy = {**row, "id": f"one-{number}", "incarnation": number}
-            await connection.execute(sa.insert(leases).values(**copy))
-    await Gateway(auth.stub, "one", "4").report("busy")
-    async with database.reading() as connection:
-        assert (await connection.execute(query)).scalar_one() == 1
-    await database.close()
+    old = [Gateway(auth.stub, "one", incarnation) for incarnation in "123"]
+    for gateway in old:
+        await gateway.greet()
+    need = pb.QuotaAmounts(slots=1)
+    for gateway in old:
+        assert (await gateway.report("busy", needed=need)).granted == need
+    new = Gateway(auth.stub, "one", "4")
+    need = pb.QuotaAmounts(slots=4)
+    assert (await new.report("busy", needed=need)).granted == need
+    for gateway in (*old, new):
+        gateway.close()
 
 
 async def test_slots_of_a_lost_gateway_are_kept_while_its_requests_may_run(
@@ -234,11 +240,11 @@ async def test_wish_gets_a_part_of_what_is_left(auth: Auth) -> None:
 
 
 async def test_many_gateways_at_once_are_granted_no_more_than_the_limit(
-    auth: Auth, tmp_path: Path, database_url: str, clock: TurnedClock
+    auth: Auth, tmp_path: Path, lease_store: dict[str, str], clock: TurnedClock
 ) -> None:
     folder = tmp_path / "second"
     folder.mkdir()
-    async with running_auth(folder, database_url, clock=clock) as second:
+    async with running_auth(folder, **lease_store, clock=clock) as second:
         gateways = [
             Gateway(service.stub, f"{name}-{index}")
             for index in range(8)

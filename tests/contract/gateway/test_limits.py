@@ -175,12 +175,12 @@ async def test_grpc_refusal_names_the_tenants_quota(auth: Auth, keyed: Edge) -> 
 
 @pytest.mark.parametrize("num_gateways", [1, 3])
 async def test_sixty_four_clients_are_admitted_for_no_more_than_the_limit(
-    tmp_path: Path, database_url: str, num_gateways: int
+    tmp_path: Path, lease_store: dict[str, str], num_gateways: int
 ) -> None:
     """1,000 tokens per minute; the clock of the window stands still, so that none can come back."""
     async with AsyncExitStack() as stack:
         auth = await stack.enter_async_context(
-            running_auth(tmp_path, database_url, clock=TurnedClock())
+            running_auth(tmp_path, **lease_store, clock=TurnedClock())
         )
         await auth.tenant("acme", tokens_per_minute=1000)
         text, _ = await auth.key("acme")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.auth import leasing
+from gateway.auth import lease_stream
+from gateway.auth.instances import Picker
 from gateway.auth.leasing import Hold, LeaseKeeper
 from gateway.identity import Principal
 from infermesh.quota import Limits
@@ -37,11 +38,11 @@ async def test_every_tenant_keeps_its_lease_when_hundreds_are_busy(
         return await commit(self, gateway, report)
 
     monkeypatch.setattr(Leases, "report", slowly)
-    monkeypatch.setattr(leasing, "_ANSWER_S", ANSWER_S)
+    monkeypatch.setattr(lease_stream, "ANSWER_S", ANSWER_S)
     async with running_auth(tmp_path, f"sqlite:///{tmp_path}/auth.sqlite3") as auth:
         for number in range(NUM_TENANTS):
             await auth.tenant(f"tenant-{number}", tokens_per_minute=1000)
-        keeper = LeaseKeeper(auth.stub, "gateway", time.monotonic)
+        keeper = LeaseKeeper(Picker([auth.stub]), "gateway", time.monotonic)
         reporting = asyncio.ensure_future(keeper.run())
         holds: list[Hold | None] = []
         try:

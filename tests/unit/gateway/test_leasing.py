@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.auth import leasing
+from gateway.auth import lease_stream, leasing
 from gateway.auth.account import Account, Grant
+from gateway.auth.instances import Picker
 from gateway.auth.leasing import LeaseKeeper
 from gateway.identity import Principal
 from infermesh.quota import NOTHING, Amounts
@@ -42,11 +43,11 @@ class SilentAuth:
 async def test_quota_in_hand_stays_when_reports_get_no_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leasing, "_ANSWER_S", 0.02)
+    monkeypatch.setattr(lease_stream, "ANSWER_S", 0.02)
     monkeypatch.setattr(leasing, "REPORT_S", 0.0)
     monkeypatch.setattr(leasing, "_RETRY_S", 0.0)
     auth = SilentAuth(5)
-    keeper = LeaseKeeper(auth, "gateway", lambda: 1.0)  # type: ignore[arg-type]
+    keeper = LeaseKeeper(Picker([auth]), "gateway", lambda: 1.0)  # type: ignore[arg-type]
     account: Account = keeper._tenant(ACME).account
     account.apply(Grant("l", Amounts(tokens=1000), 20.0, False, None, NOTHING, 0.0, 0.0), 0.0)
     cost = Amounts(tokens=10)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.auth import usage_sender
+from gateway.auth.instances import Picker
 from gateway.auth.refusals import FINAL_REFUSALS, Refusals
 from gateway.auth.usage import Spool
 from gateway.auth.usage_sender import UsageSender
@@ -70,7 +71,7 @@ async def test_all_but_the_bad_record_arrive_at_once_and_it_is_quarantined_after
 ) -> None:
     spool = spooled(tmp_path, 100)
     ledger = Ledger(lambda number: INTERNAL if number == 37 else None)
-    sender = UsageSender(ledger, spool)  # type: ignore[arg-type]
+    sender = UsageSender(Picker([ledger]), spool)  # type: ignore[arg-type]
     assert not await sender.flush()
     assert ledger.rows == {str(number) for number in range(100) if number != 37}
     assert left(spool) == ["37"]
@@ -86,7 +87,7 @@ async def test_all_but_the_bad_record_arrive_at_once_and_it_is_quarantined_after
 async def test_a_record_that_is_invalid_is_quarantined_at_once(tmp_path: Path) -> None:
     spool = spooled(tmp_path, 9)
     ledger = Ledger(lambda number: INVALID if number in (0, 8) else None)
-    assert await UsageSender(ledger, spool).flush()  # type: ignore[arg-type]
+    assert await UsageSender(Picker([ledger]), spool).flush()  # type: ignore[arg-type]
     assert quarantined(tmp_path) == ["0", "8"]
     assert len(ledger.rows) == 7
     spool.close()
@@ -95,7 +96,7 @@ async def test_a_record_that_is_invalid_is_quarantined_at_once(tmp_path: Path) -
 async def test_no_record_is_to_blame_when_the_ledger_takes_none(tmp_path: Path) -> None:
     spool = spooled(tmp_path, 500)
     ledger = Ledger(lambda _: INTERNAL)
-    sender = UsageSender(ledger, spool)  # type: ignore[arg-type]
+    sender = UsageSender(Picker([ledger]), spool)  # type: ignore[arg-type]
     for _ in range(3 * FINAL_REFUSALS):
         before = ledger.num_calls
         assert not await sender.flush()
@@ -114,7 +115,7 @@ async def test_what_hinders_the_whole_ledger_is_waited_out(
 ) -> None:
     spool = spooled(tmp_path, 9)
     ledger = Ledger(lambda _: code)
-    sender = UsageSender(ledger, spool)  # type: ignore[arg-type]
+    sender = UsageSender(Picker([ledger]), spool)  # type: ignore[arg-type]
     for _ in range(2 * FINAL_REFUSALS):
         with pytest.raises(grpc.aio.AioRpcError):
             await sender.flush()
@@ -134,7 +135,7 @@ async def test_every_record_is_taken_or_quarantined(
     folder = tmp_path_factory.mktemp("spool")
     spool = spooled(folder, 40)
     ledger = Ledger(lambda number: INTERNAL if number in bad else None)
-    sender = UsageSender(ledger, spool)  # type: ignore[arg-type]
+    sender = UsageSender(Picker([ledger]), spool)  # type: ignore[arg-type]
     for _ in range(FINAL_REFUSALS):
         await sender.flush()
     assert sorted(map(int, quarantined(folder))) == sorted(bad)

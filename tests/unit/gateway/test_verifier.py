@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.auth import verifier
+from gateway.auth.instances import Picker
 from gateway.auth.principals import PrincipalCache, digest
 from gateway.auth.verifier import Verifier
 from gateway.identity import LOCAL
@@ -29,7 +30,7 @@ class SilentAuth:
 
 def make(auth: SilentAuth, times: Iterator[float]) -> tuple[Verifier, PrincipalCache]:
     cache = PrincipalCache(60.0, 600.0, lambda: next(times))
-    return Verifier(auth, cache, lambda tenant: None), cache  # type: ignore[arg-type]
+    return Verifier(Picker([auth]), cache, lambda tenant: None), cache  # type: ignore[arg-type]
 
 
 async def test_a_known_key_does_not_wait_where_somebody_asks_for_it() -> None:

@@ -43,7 +43,7 @@ CASES = [
 def test_public_address_is_refused_until_each_of_its_dangers_is_allowed(
     setting: str, auth: str, needed: set[str]
 ) -> None:
-    config = GatewayConfig(**{setting: PUBLIC, "auth": auth})  # type: ignore[arg-type]
+    config = GatewayConfig(**{setting: PUBLIC, "auth": (auth,) if auth else ()})  # type: ignore[arg-type]
     check_addresses(config, allowing(*needed))
     for danger in needed:
         with pytest.raises(ConfigError, match=f"gateway.{setting} .*security.allow={danger}"):
@@ -52,7 +52,8 @@ def test_public_address_is_refused_until_each_of_its_dangers_is_allowed(
 
 @pytest.mark.parametrize("setting", ["auth", "cache"])
 def test_peer_beyond_this_machine_is_refused_in_plaintext(setting: str) -> None:
-    config = GatewayConfig(**{setting: "auth.example.org:8030"})  # type: ignore[arg-type]
+    peer = "auth.example.org:8030"
+    config = GatewayConfig(auth=(peer,)) if setting == "auth" else GatewayConfig(cache=peer)
     with pytest.raises(ConfigError, match=f"gateway.{setting} .*security.tls_folder"):
         check_addresses(config, allowing())
     check_addresses(config, allowing("plaintext"))
