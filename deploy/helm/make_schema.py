@@ -64,6 +64,7 @@ def auth() -> Schema:
             storage=storage("of sqlite"),
             urlSecret=secret("of postgresql: postgresql://USER:PASSWORD@HOST/NAME"),
         ),
+        redis=block(urlSecret=secret("rediss://USER:PASSWORD@HOST:PORT/0; empty: none")),
         firstKeySecret=secret("an API key that exists from the start; empty: one is drawn"),
         jwt=block(keysSecret=secret("JWKS of the issuer"), issuer=text(), audience=text()),
     )
@@ -187,6 +188,7 @@ def edges() -> dict[str, Schema]:
             clients=free("peers that may use the gateway; empty: everyone", "array"),
             monitoring=free("peers that may read metrics; empty: everyone", "array"),
             database=block(to=free("peers", "array"), port=whole(low=1)),
+            redis=block(to=free("peers", "array"), port=whole(low=1)),
             download=block(to=free("peers; empty: anywhere", "array"), port=whole(low=1)),
         ),
     }

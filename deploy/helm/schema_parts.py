@@ -23,6 +23,7 @@ OWNED: dict[type, frozenset[str]] = {
     AuthConfig: frozenset(
         {
             *("address", "admin_address", "database_url", "first_key_file", "drain_grace_s"),
+            "redis_url",
             *("jwt_keys_file", "jwt_issuer", "jwt_audience"),
         }
     ),

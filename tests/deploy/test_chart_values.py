@@ -22,6 +22,7 @@ def _models(*models: dict[str, Any]) -> dict[str, Any]:
 
 
 _POSTGRES = {"kind": "postgresql", "urlSecret": {"name": "db"}}
+_REDIS = {"redis": {"urlSecret": {"name": "redis"}}}
 _TO = {"networkPolicy": {"database": {"to": [{"podSelector": {}}]}}}
 _PROMETHEUS = {"prometheus": {"address": "http://prometheus:9090"}}
 _SCALED = {"enabled": True, "minReplicas": 4, "maxReplicas": 2}
@@ -114,7 +115,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("PostgreSQL out of reach", {"auth": {"database": _POSTGRES}}, "networkPolicy.database.to"),
     ("another database", {"auth": {"database": {"kind": "mysql"}}}, "kind"),
-    ("leases in Redis", {"auth": {"redis": {"url": "redis://r"}}}, "redis"),
+    ("Redis' URL for all to see", {"auth": {"redis": {"url": "redis://r"}}}, "url"),
+    ("Redis' URL in a setting", {"auth": {"config": {"redis_url": "redis://r"}}}, "redis_url"),
+    ("Redis out of reach", {"auth": _REDIS}, "networkPolicy.redis.to is empty"),
+    ("SQLite of several with Redis", {"auth": {**_REDIS, "replicas": 2}}, "replicas"),
     ("several caches", {"cache": {"replicas": 2}}, "replicas"),
     (
         "scaling without Prometheus",
@@ -180,6 +184,7 @@ def test_values_are_refused_by_name(values: dict[str, Any], said: str) -> None:
         {},
         {"auth": {"enabled": False}, "cache": {"enabled": False}},
         {"auth": {"database": _POSTGRES, "replicas": 3}, **_TO},
+        {"auth": _REDIS, "networkPolicy": {"redis": {"to": [{"podSelector": {}}]}}},
         _models({**_HUB, "rollout": "surge", "download": {"storage": {"existingClaim": "hub"}}}),
         _models({**_DEMO, "tp": 1, "pp": 1, "offload": "none"}),
         _models({**_BUCKET, "download": {"storage": {"size": "1Gi"}}}),

@@ -45,7 +45,7 @@ and dangers: what the posture check shall let pass. */}}
 {{- /* keys travel in the clear from the Ingress on, as its backends' traffic does */ -}}
 {{- $dangers := list "plaintext" -}}
 {{- if .Values.auth.enabled -}}
-{{- $_ := set $owned "auth" (printf "%s:8030" (include "infermesh.host" (dict "root" . "name" "auth"))) -}}
+{{- $_ := set $owned "auth" (list (printf "dns:%s:8030" (include "infermesh.host" (dict "root" . "name" "auth")))) -}}
 {{- $_ := set $owned "usage_dir" "/var/lib/infermesh" -}}
 {{- else -}}
 {{- $dangers = append $dangers "no-auth" -}}

@@ -27,11 +27,16 @@ egress:
           matchLabels: {{- include "infermesh.selector" (dict "root" $root "component" (index . 0)) | nindent 12 }}
     ports: {{- include "infermesh.tcp" (list (index . 1)) | nindent 6 }}
   {{- end }}
-{{- else if and (hasPrefix "auth" .component) (ne $root.Values.auth.database.kind "sqlite") -}}
+{{- else if and (hasPrefix "auth" .component) (or (ne .block.database.kind "sqlite") .block.redis.urlSecret.name) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}
-  - to: {{- toYaml $root.Values.networkPolicy.database.to | nindent 6 }}
-    ports: {{- include "infermesh.tcp" (list $root.Values.networkPolicy.database.port) | nindent 6 }}
+  {{- $stores := list }}
+  {{- if ne .block.database.kind "sqlite" }}{{ $stores = append $stores $root.Values.networkPolicy.database }}{{ end }}
+  {{- if and .block.redis.urlSecret.name (eq .component "auth") }}{{ $stores = append $stores $root.Values.networkPolicy.redis }}{{ end }}
+  {{- range $stores }}
+  - to: {{- toYaml .to | nindent 6 }}
+    ports: {{- include "infermesh.tcp" (list .port) | nindent 6 }}
+  {{- end }}
 {{- else if and (eq .component "replica") (include "infermesh.isFetched" .block) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}

@@ -159,11 +159,21 @@ resources:
   requests: {storage: {{ .storage.size }}}
 {{- end -}}
 
-{{/* PostgreSQL's URL has a password: a Secret's, never a ConfigMap's. Takes the block `auth`. */}}
+{{/* URLs with passwords: of Secrets, never of a ConfigMap. Take the block `auth`. */}}
 {{- define "infermesh.databaseEnv" -}}
 {{- if ne .database.kind "sqlite" -}}
 - name: INFERMESH_AUTH__DATABASE_URL
   valueFrom:
     secretKeyRef: {name: {{ .database.urlSecret.name }}, key: {{ .database.urlSecret.key }}}
+{{- end -}}
+{{- end -}}
+
+{{- define "infermesh.redisEnv" -}}
+{{- with .redis.urlSecret -}}
+{{- if .name -}}
+- name: INFERMESH_AUTH__REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .name }}, key: {{ .key }}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
