@@ -3,7 +3,9 @@ processes of this machine, and then what `helm test` runs.
 """
 
 import copy
+import os
 import re
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.shard.fetch import checksum
-from tests.deploy import chart, issuer, scraping
+from tests.deploy import chart, issuer, operators_page, scraping
 from tests.deploy.local_cluster import LocalCluster, NeverReady
 from tests.object_store import serving
 
@@ -116,6 +118,29 @@ def test_keys_are_made_in_auths_pod_as_the_notes_say(cluster: LocalCluster) -> N
     done = cluster.run(auth, notes_command(chart.example(_DEMO)))
 
     assert done.stdout.startswith("im-"), done.stderr
+
+
+def test_the_operators_page_followed_line_by_line_gets_an_answer(cluster: LocalCluster) -> None:
+    (auth,) = [pod for pod in cluster.namespace.pods if pod.owner == _AUTH]
+    (gateway,) = [pod for pod in cluster.namespace.pods if pod.owner == _GATEWAY]
+    lines = list(operators_page.lines(operators_page.PAGE))
+    said = [
+        cluster.run(auth, line.partition(" -- ")[2].split()) for line in lines if " exec " in line
+    ]
+    (made,) = [one.stdout.split()[0] for one in said if one.stdout.startswith("im-")]
+    (curl,) = [line for line in lines if line.startswith("curl ")]
+
+    answer = subprocess.run(
+        ["sh", "-c", curl.replace("127.0.0.1", gateway.address)],
+        env={**os.environ, "INFERMESH_API_KEY": made},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert [one.returncode for one in said] == [0] * 3, said
+    assert '"Paris' in answer.stdout
+    assert answer.stdout.rstrip().endswith("data: [DONE]")
 
 
 def notes_command(values: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The example with a PostgreSQL and a Redis of one's own runs whole: two of everything that may be two,
+"""The example with PostgreSQL and Redis of one's own runs whole: two of everything that may be two,
 mutual TLS with the certificates that `infermesh certs` made, the migration before it.
 """
 
