@@ -85,7 +85,7 @@ def test_every_file_that_the_chart_has_is_rendered() -> None:
 
     rules = chart.of_kind(objects, "PrometheusRule")
     assert {name: one["spec"] for name, one in rules.items()} == {
-        f"infermesh-{path.stem}": yaml.safe_load(path.read_text())
+        f"infermesh-{path.stem}".removesuffix("-infermesh"): yaml.safe_load(path.read_text())
         for path in (chart.CHART / "alerts").glob("*.yaml")
     }
     boards = chart.of_kind(objects, "ConfigMap")

@@ -43,6 +43,7 @@ def download(url: str, into: Path) -> None:
         found = _listed(client, bucket, f"{prefix.strip('/')}/")
         if not found:
             raise ModelLoadFailed(f"{url} holds no objects")
+        _tidy(into, set(found))
         for name, (key, size) in found.items():
             target = into / name
             # written beside it and renamed: what has the name is whole
@@ -54,6 +55,13 @@ def download(url: str, into: Path) -> None:
         raise ModelLoadFailed(f"{url} could not be downloaded: the store says {code}") from exc
     except (Boto3Error, BotoCoreError) as exc:
         raise ModelLoadFailed(f"{url} could not be downloaded: {exc}") from exc
+
+
+def _tidy(folder: Path, wanted: set[str]) -> None:
+    """Removes what an attempt that died left half written, under a name of its own."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
+            path.unlink()
 
 
 def _listed(client: Any, bucket: str, prefix: str) -> dict[str, tuple[str, int]]:

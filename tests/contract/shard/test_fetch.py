@@ -99,6 +99,7 @@ def test_fetch_takes_up_what_an_attempt_left_behind(bucket: Store, tmp_path: Pat
     whole.parent.mkdir()
     whole.write_bytes(_FILES["model.safetensors"])
     (whole.parent / "config.json").write_bytes(b"{")  # torn
+    (whole.parent / "tokenizer.json.4fB1").write_bytes(b"half")  # as boto3 names it meanwhile
 
     assert run(tmp_path / "model") == 0
 
