@@ -60,6 +60,8 @@ def check(line: str) -> None:
         _check_helm(words)
     elif tool == "kubectl":
         _check_kubectl(words)
+    elif tool == "python":
+        _check_inside(words)
     elif tool not in ("curl", "cd"):  # those are run as they stand
         raise Wrong(f"what is {tool}?")
 
@@ -117,12 +119,21 @@ def _check_kubectl(words: list[str]) -> None:
         (key,) = re.findall(r"\{\.data\.([\w-]+)\}", " ".join(own))
         if key not in chart.of_kind(objects, "Secret")[own[5]]["data"]:
             raise Wrong(f"{own[5]} has no {key}")
+    if own[3:5] == ["create", "secret"]:
+        _check_certificate(own[6], own[7])
     if own[3] == "port-forward":
         service = chart.of_kind(objects, "Service")[own[4].split("/")[1]]
         if int(own[5].split(":")[1]) not in {one["port"] for one in service["spec"]["ports"]}:
             raise Wrong(f"{own[4]} has no port {own[5]}")
     if own != words:
         _check_inside(words[len(own) + 1 :])
+
+
+def _check_certificate(secret: str, flag: str) -> None:
+    """The Secret is one that the page's own values name, for the identity whose files it has."""
+    (named,) = [one["tls"]["secrets"] for one in values(PAGE) if "tls" in one]
+    if named.get(flag.removeprefix("--from-file=certs/")) != secret:
+        raise Wrong(f"{secret} with {flag}")
 
 
 def _check_inside(words: list[str]) -> None:

@@ -41,6 +41,8 @@ def test_every_block_of_values_is_accepted_by_the_chart(index: int) -> None:
         ("keys create --tenant", "keys create --tenants"),
         ("-n mesh exec", "-n infermesh exec"),
         ("test infermesh", "test mesh"),
+        ("-auth-tls --from-file=certs/auth", "-auth-tls --from-file=certs/cache"),
+        ("cli certs --folder", "cli certificates --folder"),
         ("pvc/infermesh-auth", "pvc/infermesh-cache"),
     ],
 )
