@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class Store:
         self.url = ""
 
     def downloads(self, name: str) -> int:
-        """How often an object's bytes were asked for."""
+        """How often an object was asked for from its beginning."""
         return sum(one.startswith("GET") and one.endswith(f"/{name}") for one in self.asked)
 
     def listing(self, query: dict[str, list[str]]) -> bytes:
@@ -90,12 +91,28 @@ class _Handler(BaseHTTPRequestHandler):
         for place in places:
             data = self.store.objects.get(path.removeprefix(place))
             if path.startswith(place) and data is not None:
-                self._answer(200, data)
+                self._whole_or_range(data)
                 return
         self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
 
-    def _answer(self, status: int, data: bytes, kind: str = "application/xml") -> None:
+    def _whole_or_range(self, data: bytes) -> None:
+        """Large objects are asked for in parts."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            self._answer(200, data)
+            return
+        begin, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+        if begin:
+            self.store.asked[-1] += f"?from={begin}"
+        part = data[begin : end + 1]
+        self._answer(206, part, span=f"bytes {begin}-{begin + len(part) - 1}/{len(data)}")
+
+    def _answer(
+        self, status: int, data: bytes, kind: str = "application/xml", span: str = ""
+    ) -> None:
         self.send_response(status)
+        if span:
+            self.send_header("Content-Range", span)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -37,6 +38,7 @@ def scrape(url: str) -> dict[str, set[str]]:
 
     Raises:
         OSError: nobody answers, or with an error.
+        HTTPException: what answers does not speak HTTP/1.
         ValueError: the answer has no metrics.
     """
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
@@ -61,6 +63,6 @@ def scrape_all(monitor: Manifest, pods: list[Pod]) -> dict[str, dict[str, set[st
                 found[name] = scrape(urls[name])
             except KeyError:
                 found[name] = "not a target"
-            except (OSError, ValueError) as error:
-                found[name] = str(error)
+            except (OSError, ValueError, HTTPException) as error:
+                found[name] = repr(error)
     return found

@@ -15,7 +15,7 @@ from tests.object_store import Store, serving
 
 _FILES = {
     "config.json": b"{}",
-    "model.safetensors": os.urandom(100_000),
+    "model.safetensors": os.urandom(9 << 20),  # in parts
     "tokenizer.json": b'{"version": "1.0"}',
     "sub folder/merges.txt": b"a b\n",
 }
