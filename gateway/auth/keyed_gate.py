@@ -13,10 +13,11 @@ from gateway.auth.fail_open import FailPolicy
 from gateway.auth.headers import limit_headers
 from gateway.auth.instances import AuthInstances
 from gateway.auth.lease_stream import BROKEN
-from gateway.auth.leasing import Hold, LeaseKeeper
+from gateway.auth.leasing import LeaseKeeper
 from gateway.auth.metrics import ADMISSIONS
 from gateway.auth.open_account import OpenAccount
 from gateway.auth.principals import PrincipalCache
+from gateway.auth.tenant_quota import Hold
 from gateway.auth.usage import Spool
 from gateway.auth.usage_sender import UsageSender
 from gateway.auth.verifier import Verifier

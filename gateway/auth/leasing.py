@@ -7,19 +7,19 @@ more to give.
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from gateway.auth.account import Account, Grant, State, cost_of, refuse_impossible
+from gateway.auth.account import Grant, State, cost_of, refuse_impossible
 from gateway.auth.fail_open import CLOSED, FailOpen, FailPolicy
 from gateway.auth.instances import Picker
 from gateway.auth.lease_stream import BROKEN, LeaseStream
 from gateway.auth.open_account import OpenAccount
-from gateway.auth.tenant_quota import TenantQuota, Waiter, new_account
+from gateway.auth.tenant_quota import Hold, TenantQuota, Waiter, new_account
 from gateway.auth.verifier import PATIENCE_S
 from gateway.identity import Principal
-from infermesh.errors import AuthUnavailable, RateLimitExceeded, as_mesh_error
+from infermesh.errors import AuthUnavailable, as_mesh_error
 from infermesh.quota import NOTHING, Amounts
 from infermesh.telemetry import logs
 from infermesh.v1 import auth_service_pb2 as pb
@@ -32,14 +32,6 @@ _RETRY_AFTER_S = 1.0
 # in one message would outlast the time for an answer, and every lease would run out.
 MAX_REPORTED = 32
 _MAX_WAITING = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What one request has reserved; the account lives and dies with its lease."""
-
-    account: Account | OpenAccount
-    cost: Amounts
 
 
 class LeaseKeeper:
@@ -195,20 +187,11 @@ class LeaseKeeper:
 
     def _open_waiters(self) -> None:
         """Nobody answers those who wait; the policy may."""
+        now = self._clock()
         for tenant in self._tenants.values():
-            now = self._clock()
-            if not self._fail_open.admits(tenant.limits, now):
-                continue
-            while tenant.waiters:
-                waiter = tenant.waiters.popleft()
-                if waiter.admitted.done():
-                    continue
-                try:
-                    account = self._fail_open.reserve(tenant.name, tenant.limits, waiter.cost, now)
-                except RateLimitExceeded as refusal:
-                    waiter.admitted.set_exception(refusal)
-                else:
-                    waiter.admitted.set_result(account)
+            if self._fail_open.admits(tenant.limits, now):
+                reserve = functools.partial(self._fail_open.reserve, tenant.name, tenant.limits)
+                tenant.open_waiters(reserve, now)
 
     async def _report_on(self, stream: LeaseStream) -> None:
         try:

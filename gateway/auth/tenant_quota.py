@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.auth.account import Account, Grant
@@ -13,6 +14,14 @@ from infermesh.quota import NOTHING, Amounts, Limits
 _RETRY_AFTER_S = 1.0
 # After a refusal, requests that ask for no less are refused without asking.
 _MEMORY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one request has reserved; the account lives and dies with its lease."""
+
+    account: Account | OpenAccount
+    cost: Amounts
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +78,17 @@ class TenantQuota:
             if not waiter.admitted.done() and self.account.reserve(waiter.cost, now):
                 self.waiters.remove(waiter)
                 waiter.admitted.set_result(self.account)
+
+    def open_waiters(self, reserve: Callable[[Amounts, float], OpenAccount], now: float) -> None:
+        """Nobody grants: each is admitted, or refused, by `reserve`."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if waiter.admitted.done():
+                continue
+            try:
+                waiter.admitted.set_result(reserve(waiter.cost, now))
+            except RateLimitExceeded as refusal:
+                waiter.admitted.set_exception(refusal)
 
     def refuse_waiters(self, refusal: MeshError | None, now: float) -> None:
         """Those who were asked for, and got nothing."""

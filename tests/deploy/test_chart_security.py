@@ -168,6 +168,28 @@ def test_the_first_key_is_kept_with_the_database_that_knows_it() -> None:
     assert kept == [("PersistentVolumeClaim", "infermesh-auth"), ("Secret", "infermesh-first-key")]
 
 
+def test_redis_is_reached_by_auth_alone_and_its_url_is_a_secret() -> None:
+    values = {
+        "auth": {"redis": {"urlSecret": {"name": "leases"}}},
+        "networkPolicy": {"redis": {"to": [{"podSelector": {}}]}},
+    }
+    objects = chart.manifests(values)
+    open_to_redis = [
+        name
+        for name, policy in chart.of_kind(objects, "NetworkPolicy").items()
+        for rule in policy["spec"]["egress"]
+        if {"port": 6379, "protocol": "TCP"} in rule["ports"]
+    ]
+    assert [name.rpartition("-")[2] for name in open_to_redis] == ["auth"]
+    (pod,) = [pod for name, pod in chart.pods(objects) if name.endswith("-auth")]
+    (variable,) = [
+        variable
+        for variable in pod["spec"]["containers"][0]["env"]
+        if variable["name"] == "INFERMESH_AUTH__REDIS_URL"
+    ]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "leases", "key": "url"}}
+
+
 @pytest.mark.parametrize(
     ("found", "kept"),
     [

@@ -125,8 +125,8 @@ def lists_models(mesh: Mesh, url: str) -> bool:
 
 
 @contextlib.contextmanager
-def more_gateways(mesh: Mesh, folder: Path, count: int) -> Iterator[list[str]]:
-    """URLs of further gateways in front of the same scheduler and auth service."""
+def more_gateways(mesh: Mesh, folder: Path, count: int, auth: str = "") -> Iterator[list[str]]:
+    """URLs of further gateways in front of the same scheduler, and auth service if not others."""
     processes, urls = [], []
     try:
         for index in range(count):
@@ -136,7 +136,7 @@ def more_gateways(mesh: Mesh, folder: Path, count: int) -> Iterator[list[str]]:
                 "gateway.admin_address": "127.0.0.1:0",
                 "gateway.grpc_address": "127.0.0.1:0",
                 "gateway.replicas": mesh.service("scheduler-0")["address"],
-                "gateway.auth": mesh.service("auth")["address"],
+                "gateway.auth": auth or mesh.service("auth")["address"],
                 "gateway.usage_dir": str(folder / f"usage-{index}"),
                 "telemetry.announce_file": str(announced),
             }

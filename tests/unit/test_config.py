@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from infermesh import config_fields
+from infermesh.cli import config as config_cli
 from infermesh.config import ConfigError, Settings, load
 
 
@@ -73,3 +76,35 @@ def test_load_names_the_file_when_it_is_missing(tmp_path: Path) -> None:
 def test_load_refuses_an_unknown_environment_variable() -> None:
     with pytest.raises(ConfigError, match="INFERMESH_SHARD__DEVISE"):
         load([], {"INFERMESH_SHARD__DEVISE": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("redis://:s3cret@h:6379/0", "redis://:***@h:6379/0"),
+        ("rediss://user:s3cret@h/0?ssl_ca_certs=/ca", "rediss://user:***@h/0?ssl_ca_certs=/ca"),
+        ("unix:///run/redis.sock?db=1&password=s3cret", "unix:///run/redis.sock?db=1&password=***"),
+        ("postgresql://u:s3cret@h/n", "postgresql://u:***@h/n"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("alias=a:b", "alias=a:b"),
+    ],
+)
+def test_passwords_of_urls_are_not_shown(value: str, shown: str) -> None:
+    assert config_fields.masked(value) == shown
+
+
+def test_config_show_prints_no_password(tmp_path: Path) -> None:
+    file = tmp_path / "infermesh.toml"
+    file.write_text('[auth]\nredis_url = "redis://:s3cret@h:6379/0"\n')
+    done = CliRunner().invoke(config_cli.app, ["show", "--config", str(file)])
+    assert done.exit_code == 0
+    assert "redis://" in done.output
+    assert "s3cret" not in done.output
+
+
+def test_value_of_a_wrong_type_is_refused_without_its_password(tmp_path: Path) -> None:
+    file = tmp_path / "infermesh.toml"
+    file.write_text('[auth]\nredis_url = ["redis://:s3cret@h:6379/0"]\n')
+    with pytest.raises(ConfigError, match=r"auth\.redis_url") as caught:
+        load(["--config", str(file)], {})
+    assert "s3cret" not in str(caught.value)

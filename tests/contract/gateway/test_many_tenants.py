@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from gateway.auth import lease_stream
+from gateway.auth.account import Account
 from gateway.auth.instances import Picker
-from gateway.auth.leasing import Hold, LeaseKeeper
+from gateway.auth.leasing import LeaseKeeper
+from gateway.auth.tenant_quota import Hold
 from gateway.identity import Principal
 from infermesh.quota import Limits
 from services.auth.leases import Leases
@@ -67,4 +69,5 @@ async def test_every_tenant_keeps_its_lease_when_hundreds_are_busy(
 
 def _until(hold: Hold | None) -> float:
     assert hold is not None
+    assert isinstance(hold.account, Account)
     return hold.account.usable_until
