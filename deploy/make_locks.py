@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "locks"
-# Of the images: Debian's glibc has it, and torch's wheels want it.
-_PYTHON, _PLATFORM = "3.11", "x86_64-manylinux_2_28"
+# Of the images: their 3.11 has its patches; Debian's glibc has it, and torch's wheels want it.
+_PYTHON, _PLATFORM = "3.11.13", "x86_64-manylinux_2_28"
 _CUDA = re.compile(r"torch|triton|cuda-.+|nvidia-.+")
 
 

@@ -1,189 +1,35 @@
-"""Writes the chart's values.schema.json: what values may be, and what each of them means.
+"""Writes the chart's values.schema.json: what values may be, and what each of them means."""
 
-The `config` of a component is made from the settings of `infermesh.config`, so that a setting that
-the code does not have, or a value that it would refuse, is refused before anything is installed.
-"""
-
-import dataclasses
 import json
 import sys
-import typing
 from pathlib import Path
-from typing import Any
 
+from deploy.helm.schema_parts import (
+    Schema,
+    autoscaling,
+    block,
+    container,
+    flag,
+    free,
+    pod,
+    secret,
+    storage,
+    text,
+    whole,
+    words,
+)
 from infermesh.config import AuthConfig, CacheConfig, GatewayConfig, SchedulerConfig, ShardConfig
 
 SCHEMA = Path(__file__).parent / "infermesh" / "values.schema.json"
-Schema = dict[str, Any]
-
-# What the chart sets itself.
-OWNED: dict[type, frozenset[str]] = {
-    GatewayConfig: frozenset(
-        {
-            *("http_address", "admin_address", "grpc_address", "replicas", "replicas_file"),
-            *("auth", "gateway_id", "usage_dir", "cache", "drain_grace_s", "grpc_reuse_port"),
-        }
-    ),
-    AuthConfig: frozenset(
-        {
-            *("address", "admin_address", "database_url", "first_key_file", "drain_grace_s"),
-            *("jwt_keys_file", "jwt_issuer", "jwt_audience", "redis_url"),
-        }
-    ),
-    CacheConfig: frozenset({"address", "data_dir", "drain_grace_s"}),
-    SchedulerConfig: frozenset(
-        {
-            *("address", "shard", "replica_id", "model", "model_id", "dtype", "quantize"),
-            "drain_grace_s",
-        }
-    ),
-    ShardConfig: frozenset({"address", "device", "kernels_dir", "local_shards", "drain_grace_s"}),
-}
 _LABEL = "^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$"
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 # one folder after the other, none of them up; Go's patterns, too
 _PATH = r"(/\w[\w.-]*)+"
-_SOURCE = rf"^(hf://[\w.-]+/[\w.-]+@[\w./-]+|pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?({_PATH})?|path://{_PATH})$"
-
-
-def text(doc: str = "", **more: Any) -> Schema:
-    """A string."""
-    return _with(doc, {"type": "string", **more})
-
-
-def whole(doc: str = "", low: int = 0, **more: Any) -> Schema:
-    """A whole number."""
-    return _with(doc, {"type": "integer", "minimum": low, **more})
-
-
-def flag(doc: str = "") -> Schema:
-    """True or false."""
-    return _with(doc, {"type": "boolean"})
-
-
-def block(doc: str = "", **properties: Schema) -> Schema:
-    """A mapping of exactly these keys."""
-    own = {"type": "object", "additionalProperties": False, "properties": properties}
-    return _with(doc, own)
-
-
-def words(doc: str = "") -> Schema:
-    """A mapping of strings, as labels and annotations are."""
-    return _with(doc, {"type": "object", "additionalProperties": {"type": "string"}})
-
-
-def free(doc: str, kind: str = "object") -> Schema:
-    """What goes into a manifest as it is, and is Kubernetes' to check."""
-    own: Schema = {"type": kind}
-    if kind == "array":
-        own["items"] = {"type": "object"}
-    return _with(doc, own)
-
-
-def secret(doc: str) -> Schema:
-    """A key of a Secret that exists."""
-    return block(doc, name=text("empty: none"), key=text(minLength=1))
-
-
-def _with(doc: str, schema: Schema) -> Schema:
-    return {"description": doc, **schema} if doc else schema
-
-
-def config(cls: type) -> Schema:
-    """The settings of one section, but for those that the chart sets."""
-    hints = typing.get_type_hints(cls)
-    return block(
-        "settings of infermesh.toml",
-        **{
-            item.name: _setting(item, hints[item.name])
-            for item in dataclasses.fields(cls)
-            if item.name not in OWNED[cls]
-        },
-    )
-
-
-def _setting(item: "dataclasses.Field[Any]", kind: Any) -> Schema:
-    facts = item.metadata
-    schema: Schema = {"description": facts["doc"]}
-    if typing.get_origin(kind) is tuple:
-        return {**schema, "type": "array", "items": {"type": "string"}}
-    schema["type"] = {bool: "boolean", int: "integer", float: "number", str: "string"}[kind]
-    if facts["choices"]:
-        schema["enum"] = list(facts["choices"])
-    if facts["low"] is not None:
-        schema["minimum"] = facts["low"]
-    if facts["high"] is not None:
-        schema["maximum"] = facts["high"]
-    return schema
-
-
-def probe() -> Schema:
-    """When a probe is sent, and how often it may fail."""
-    numbers = ("periodSeconds", "timeoutSeconds", "failureThreshold", "initialDelaySeconds")
-    return block(**{name: whole(low=0 if name.startswith("initial") else 1) for name in numbers})
-
-
-def container(section: type) -> dict[str, Schema]:
-    """What every container has."""
-    return {
-        "image": block(
-            repository=text(minLength=1),
-            tag=text("empty: the chart's appVersion"),
-            digest=text("sha256:…, in place of the tag", pattern="^(sha256:[0-9a-f]{64})?$"),
-            pullPolicy=text(enum=["Always", "IfNotPresent", "Never"]),
-        ),
-        "resources": free("requests and limits"),
-        "probes": block(startup=probe(), readiness=probe(), liveness=probe()),
-        "extraEnv": {
-            "type": "array",
-            "description": "more environment; secrets by valueFrom.secretKeyRef",
-            "items": {"type": "object", "required": ["name"]},
-        },
-        "config": config(section),
-    }
-
-
-def pod() -> dict[str, Schema]:
-    """What every pod has."""
-    return {
-        "drain": block(
-            "the pod may take their sum, and 10 seconds, to end",
-            preStopSeconds=whole("still serves while it leaves the lists of addresses", 1),
-            graceSeconds=whole("to finish what runs", 0),
-        ),
-        "podDisruptionBudget": block(enabled=flag(), maxUnavailable=whole(low=1)),
-        "serviceAccount": block(
-            "no token is mounted", create=flag(), name=text(), annotations=words()
-        ),
-        "podAnnotations": words(),
-        "podLabels": words(),
-        "nodeSelector": words(),
-        "tolerations": free("", "array"),
-        "affinity": free(""),
-        "topologySpreadConstraints": free("", "array"),
-        "priorityClassName": text(),
-    }
-
-
-def storage(doc: str) -> Schema:
-    """A volume that lasts."""
-    return block(
-        doc,
-        size=text("empty: none", pattern=rf"^$|{_QUANTITY}"),
-        storageClassName=text("empty: the cluster's default"),
-        existingClaim=text("in place of a new one"),
-    )
-
-
-def autoscaling(**targets: Schema) -> Schema:
-    """By KEDA, on what waits and runs, never on CPU."""
-    return block(
-        "by KEDA, from Prometheus",
-        enabled=flag(),
-        minReplicas=whole(low=1),
-        maxReplicas=whole(low=1),
-        **targets,
-    )
+_BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_SOURCE = (
+    rf"^(hf://[\w.-]+/[\w.-]+@[\w./-]+|s3://{_BUCKET}{_PATH}|pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?({_PATH})?"
+    rf"|path://{_PATH})$"
+)
+_DURATION = "^[0-9]+(s|m)$"
 
 
 def gateway() -> Schema:
@@ -195,7 +41,12 @@ def gateway() -> Schema:
         **pod(),
         autoscaling=autoscaling(requestsInflight=whole("aimed at per gateway", 1)),
         service=block(
-            type=text(enum=["ClusterIP", "NodePort", "LoadBalancer"]), annotations=words()
+            type=text(enum=["ClusterIP", "NodePort", "LoadBalancer"]),
+            annotations=words(),
+            labels=words(),
+            loadBalancerClass=text(),
+            loadBalancerSourceRanges={"type": "array", "items": text()},
+            externalTrafficPolicy=text("empty: Cluster", enum=["", "Cluster", "Local"]),
         ),
     )
 
@@ -213,7 +64,7 @@ def auth() -> Schema:
             storage=storage("of sqlite"),
             urlSecret=secret("of postgresql: postgresql://USER:PASSWORD@HOST/NAME"),
         ),
-        redis=block(urlSecret=secret("rediss://:PASSWORD@HOST:6379/0; empty: none")),
+        redis=block(urlSecret=secret("rediss://USER:PASSWORD@HOST:PORT/0; empty: none")),
         firstKeySecret=secret("an API key that exists from the start; empty: one is drawn"),
         jwt=block(keysSecret=secret("JWKS of the issuer"), issuer=text(), audience=text()),
     )
@@ -248,18 +99,18 @@ def cache() -> Schema:
 
 def model(required: tuple[str, ...] = ()) -> Schema:
     """An entry of `models`, or what each begins with."""
-    one_device = "one device holds a replica: the code has no tensor or pipeline parallel yet"
     made = block(
         name=text("part of the objects' names", pattern=_LABEL),
         modelId=text("what clients ask for; empty: the name"),
         source=text(
-            "hf://ORG/NAME@REVISION, pvc://CLAIM/FOLDER or path:///FOLDER of the image",
+            "hf://ORG/NAME@REVISION, s3://BUCKET/PREFIX, pvc://CLAIM/FOLDER, or path:///FOLDER of "
+            "the image",
             pattern=_SOURCE,
         ),
         replicas=whole(low=1),
-        tp={"const": 1, "description": one_device},
-        pp={"const": 1, "description": one_device},
-        offload={"const": "none", "description": "the code does not offload yet"},
+        tp=whole("ranks of a stage; 1: infermesh has no tensor parallel yet", 1),
+        pp=whole("stages; 1: infermesh has no pipeline parallel yet", 1),
+        offload=text("none: infermesh does not offload yet"),
         dtype=text(enum=["auto", "float32", "bfloat16", "float16"]),
         quantize=text("on a CPU", enum=["", "int8", "int4"]),
         accelerator=block(
@@ -269,11 +120,8 @@ def model(required: tuple[str, ...] = ()) -> Schema:
         ),
         sizeGiB={"type": "number", "exclusiveMinimum": 0, "description": "of the weights"},
         loadMiBPerSecond=whole("of the slowest way to the device", 1),
-        download=block(
-            "of hf:// sources",
-            storage=storage("of the downloaded files"),
-            tokenSecret=secret("of the hub"),
-        ),
+        checksum=text("of the model's folder", pattern="^(sha256:[0-9a-f]{64})?$"),
+        download=download(),
         rollout=text(enum=["drain", "surge"]),
         autoscaling=autoscaling(
             requestsWaiting=whole("aimed at per replica", 1),
@@ -286,6 +134,22 @@ def model(required: tuple[str, ...] = ()) -> Schema:
     if required:
         made["required"] = list(required)
     return made
+
+
+def download() -> Schema:
+    """How files come from the hub or a bucket."""
+    return block(
+        "of hf:// and s3:// sources",
+        storage=storage("of the downloaded files"),
+        tokenSecret=secret("of the hub"),
+        s3=block(
+            endpointUrl=text("empty: AWS", pattern="^(https?://.+)?$"),
+            region=text(minLength=1),
+            credentialsSecret=text("of variables as AWS' libraries name them"),
+        ),
+        minMiBPerSecond=whole("of the way here: how long a rollout may take", 1),
+        resources=free("requests and limits"),
+    )
 
 
 def _where(name: str, schema: Schema) -> Schema:
@@ -311,6 +175,7 @@ def edges() -> dict[str, Schema]:
     )
     routes = block(
         enabled=flag(),
+        annotations=words(),
         parentRefs=free("the Gateways", "array"),
         hostnames={"type": "array", "items": text()},
         grpcHostnames={"type": "array", "items": text()},
@@ -324,6 +189,7 @@ def edges() -> dict[str, Schema]:
             monitoring=free("peers that may read metrics; empty: everyone", "array"),
             database=block(to=free("peers", "array"), port=whole(low=1)),
             redis=block(to=free("peers", "array"), port=whole(low=1)),
+            download=block(to=free("peers; empty: anywhere", "array"), port=whole(low=1)),
         ),
     }
 
@@ -351,15 +217,39 @@ def tls() -> Schema:
     )
 
 
+def monitoring() -> Schema:
+    """Of Prometheus' operator and Grafana's sidecar."""
+    return block(
+        podMonitor=block(
+            enabled=flag(),
+            interval=text(pattern=_DURATION),
+            scrapeTimeout=text(pattern=_DURATION),
+            labels=words(),
+        ),
+        prometheusRule=block("the chart's alerts", enabled=flag(), labels=words()),
+        dashboards=block("a ConfigMap each", enabled=flag(), labels=words(), annotations=words()),
+    )
+
+
 def schema() -> Schema:
     """The whole."""
     scheduler, shard = container(SchedulerConfig), container(ShardConfig)
     values = block(
         **{
-            "global": free("Helm's own"),
+            "global": {
+                "type": "object",
+                "properties": {
+                    "imageRegistry": text("in front of every image's repository"),
+                    "imagePullSecrets": free("", "array"),
+                },
+            },
             "nameOverride": text(maxLength=40),
             "fullnameOverride": text(maxLength=40),
             "imagePullSecrets": free("", "array"),
+            "commonLabels": words(),
+            "commonAnnotations": words(),
+            "revisionHistoryLimit": whole(),
+            "extraObjects": {"type": "array", "items": {"type": ["object", "string"]}},
             "telemetry": block(
                 logLevel=text(enum=["debug", "info", "warning", "error"]),
                 logFormat=text(enum=["json", "text"]),
@@ -373,10 +263,15 @@ def schema() -> Schema:
             "modelDefaults": model(),
             "tls": tls(),
             **edges(),
-            "podMonitor": block(
-                enabled=flag(), interval=text(pattern="^[0-9]+(s|m)$"), labels=words()
+            "monitoring": monitoring(),
+            "prometheus": block(
+                address=text("http://…", pattern="^(https?://.+)?$"),
+                authentication=block(
+                    "KEDA's",
+                    name=text("empty: none"),
+                    kind=text(enum=["TriggerAuthentication", "ClusterTriggerAuthentication"]),
+                ),
             ),
-            "prometheus": block(address=text("http://…", pattern="^(https?://.+)?$")),
             "test": block(
                 enabled=flag(),
                 model=text("empty: the first"),

@@ -94,8 +94,8 @@ class Account:
         for lease in list(self.leases):
             if lease.expires_at > self.now:
                 continue
-            open_slots = Amounts(slots=lease.open.slots)
-            if lease.is_over or not open_slots.slots:
+            is_free = not lease.open.slots or lease.expires_at + max_request_s <= self.now
+            if lease.is_over or is_free:
                 await self.end(connection, lease, lease.expires_at)
                 continue
             self._settle_open(lease, lease.expires_at)

@@ -115,7 +115,8 @@ local function expire(state, now)
   end
   for _, id in ipairs(late) do
     local lease = state.leases[id]
-    if lease.is_over or open_of(lease)[3] == 0 then
+    local is_free = open_of(lease)[3] == 0 or lease.expires_at + ask.max_request_s <= now
+    if lease.is_over or is_free then
       finish(state, id, lease.expires_at)
     else
       settle_open(state, lease, lease.expires_at)
@@ -123,6 +124,17 @@ local function expire(state, now)
       lease.expires_at = lease.expires_at + ask.max_request_s
     end
   end
+end
+
+-- Leases of earlier runs of the gateway that says hello.
+local function older_of(state)
+  local older = {}
+  for id, lease in pairs(state.leases) do
+    if lease.gateway == ask.gateway and lease.incarnation ~= ask.incarnation then
+      table.insert(older, id)
+    end
+  end
+  return older
 end
 
 local function all_open(state)
@@ -216,18 +228,14 @@ else
   state = ask.seed
   state.updated_at, state.leases = now, {}
 end
+-- nothing to end: the tenant is left as it was
+if ask.kind == 'hello' and #older_of(state) == 0 then return {'ended'} end
 set_back(state, now)
 now = advance(state, now)
 expire(state, now)
 
 if ask.kind == 'hello' then
-  local older = {}
-  for id, lease in pairs(state.leases) do
-    if lease.gateway == ask.gateway and lease.incarnation ~= ask.incarnation then
-      table.insert(older, id)
-    end
-  end
-  for _, id in ipairs(older) do finish(state, id, now) end
+  for _, id in ipairs(older_of(state)) do finish(state, id, now) end
   return ended(state)
 end
 

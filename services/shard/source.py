@@ -41,10 +41,21 @@ def resolve(model: str, *, with_weights: bool) -> Source:
         return Source(path, str(path), path.resolve().name)
     if path.is_absolute() or model.startswith((".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ModelLoadFailed(f"{model} is not a directory, nor ORG/NAME of a model on the hub")
-    return _download(model, with_weights)
+    # A snapshot's folder is named by its commit.
+    directory = download(model, with_weights=with_weights)
+    name = model.partition("@")[0]
+    return Source(directory, f"{name}@{directory.name}", name)
 
 
-def _download(model: str, with_weights: bool) -> Source:
+def download(model: str, *, with_weights: bool, into: Path | None = None) -> Path:
+    """The folder with a model of the hub, ORG/NAME[@revision].
+
+    Args:
+        into: where its files go, which need no cache then; None: the hub's own cache.
+
+    Raises:
+        ModelLoadFailed: why the hub can't give it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -64,6 +75,7 @@ def _download(model: str, with_weights: bool) -> Source:
             allow_patterns=patterns,
             ignore_patterns=list(_COPIES),
             etag_timeout=_TIMEOUT_S,
+            local_dir=into,
         )
     except GatedRepoError as exc:
         raise ModelLoadFailed(f"{name} is gated: accept its terms and log in to the hub") from exc
@@ -79,6 +91,4 @@ def _download(model: str, with_weights: bool) -> Source:
         ) from exc
     except Exception as exc:  # the hub's client raises its HTTP library's errors, which vary
         raise ModelLoadFailed(f"{name} could not be downloaded: {type(exc).__name__}") from exc
-    # A snapshot's folder is named by its commit.
-    path = Path(directory)
-    return Source(path, f"{name}@{path.name}", name)
+    return Path(directory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "infermesh"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 RELEASE, NAMESPACE = "infermesh", "mesh"
+# libyaml's, where it is
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A Secret that the chart draws is another one each time.
 _DRAWN = re.compile(r"^(  api-key: ).+$", re.M)
 
@@ -29,9 +33,15 @@ def example(path: Path) -> dict[str, Any]:
 
 def texts(values: Values | None = None, chart: Path = CHART) -> dict[str, str]:
     """What every template becomes, by its path. Raises HelmError where values are refused."""
+    return dict(_rendered(json.dumps(values or {}), chart))
+
+
+@functools.lru_cache(maxsize=64)
+def _rendered(values: str, chart: Path) -> Mapping[str, str]:
+    """Most tests look at one of few renderings, each of which takes a while."""
     with helm_python.Chart.load(chart) as loaded:
-        loaded.validate_schema(dict(values or {}))
-        return loaded.render(dict(values or {}), name=RELEASE, namespace=NAMESPACE)
+        loaded.validate_schema(json.loads(values))
+        return loaded.render(json.loads(values), name=RELEASE, namespace=NAMESPACE)
 
 
 def manifests(values: Values | None = None, chart: Path = CHART) -> list[Manifest]:
@@ -39,7 +49,7 @@ def manifests(values: Values | None = None, chart: Path = CHART) -> list[Manifes
     found: list[Manifest] = []
     for path, text in texts(values, chart).items():
         if not path.endswith("NOTES.txt"):
-            found += filter(None, yaml.safe_load_all(text))
+            found += filter(None, yaml.load_all(text, _Loader))
     return found
 
 

@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "deploy" / "compose.yaml"
 # Of other projects.
-FOREIGN = ("postgres", "prometheus")
+FOREIGN = ("postgres", "redis", "prometheus", "grafana")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::\?[^}]*)?\}")
 
 

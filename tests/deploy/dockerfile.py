@@ -29,6 +29,7 @@ class Stage:
     environment: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str = "root"
+    labels: dict[str, str] = field(default_factory=dict)
 
     def place(self, path: str) -> Path:
         """A path of the image, here."""
@@ -114,6 +115,10 @@ class Build:
             stage.place(rest).mkdir(parents=True, exist_ok=True)
         elif word == "USER":
             stage.user = rest
+        elif word == "LABEL":
+            stage.labels.update(part.split("=", 1) for part in shlex.split(rest))
+        elif word == "HEALTHCHECK":
+            assert rest == "NONE", "this one would have to be run"
         elif word == "COPY":
             self._copy(stage, rest, made)
         elif word == "RUN":

@@ -105,6 +105,8 @@ class LocalCluster:
         self.home = self.folder / "home"
         self.home.mkdir()
         self.containers: list[Container] = []
+        # what init containers wrote
+        self.said: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -126,7 +128,12 @@ class LocalCluster:
         self._scratch.cleanup()
 
     def start(self, pod: Pod) -> list[Container]:
-        """A process for each container of a pod."""
+        """A process for each container of a pod, after its init containers. Raises NeverReady."""
+        for one in pod.init_containers:
+            done = self._run(pod, one)
+            self.said[f"{pod.name}/{one['name']}"] = done.stdout + done.stderr
+            if done.returncode:
+                raise NeverReady(f"{pod.name}/{one['name']} failed: {done.stderr}")
         return [self._start(pod, one) for one in pod.containers]
 
     def beside(self, objects: list[Manifest], owner: str) -> LocalCluster:

@@ -18,6 +18,7 @@ from typing import Any
 from tests.deploy import chart
 
 Manifest = dict[str, Any]
+_TOLD = frozenset({"model"})
 
 
 @dataclass
@@ -44,6 +45,11 @@ class Pod:
     @property
     def containers(self) -> list[Manifest]:
         found: list[Manifest] = self.manifest["spec"]["containers"]
+        return found
+
+    @property
+    def init_containers(self) -> list[Manifest]:
+        found: list[Manifest] = self.manifest["spec"].get("initContainers", [])
         return found
 
     def port(self, wanted: int | str, containers: Sequence[Manifest]) -> int:
@@ -90,6 +96,8 @@ class Namespace:
             one["name"]: rewrite(one["value"]) if "value" in one else self._looked_up(pod, one)
             for one in container.get("env", ())
         }
+        for one in container.get("envFrom", ()):
+            environment |= self.secrets[one["secretRef"]["name"]]
         if pod.manifest["spec"].get("enableServiceLinks", True):
             environment |= self._links()
         words = [*container["command"], *container.get("args", ())]
@@ -102,18 +110,27 @@ class Namespace:
         found: dict[str, Path] = {}
         for mount in container.get("volumeMounts", ()):
             volume = volumes.get(mount["name"], {"emptyDir": {}})  # else: of a claim template
-            folder = pod.folder / mount["name"]
-            if mount["name"] in self.shared:
-                folder = pod.folder.parent / "shared" / mount["name"]
+            folder = self._folder(pod, mount["name"])
             if "configMap" in volume or "secret" in volume:
                 folder = pod.folder / f"{container['name']}-{mount['name']}"
             folder.mkdir(parents=True, exist_ok=True)
             found[mount["mountPath"]] = folder
+        found = {**self._told(pod), **found}
         rewrite = self._rewriter(pod, found)
         for mount in container.get("volumeMounts", ()):
             for name, text in self._files(volumes.get(mount["name"], {})).items():
                 (found[mount["mountPath"]] / name).write_text(rewrite(text))
         return found
+
+    def _told(self, pod: Pod) -> dict[str, Path]:
+        """Mounts that one container names to another: a scheduler tells its shard the model."""
+        mounts = [m for one in pod.containers for m in one.get("volumeMounts", ())]
+        return {m["mountPath"]: self._folder(pod, m["name"]) for m in mounts if m["name"] in _TOLD}
+
+    def _folder(self, pod: Pod, volume: str) -> Path:
+        if volume in self.shared:
+            return pod.folder.parent / "shared" / volume
+        return pod.folder / volume
 
     def _files(self, volume: Manifest) -> dict[str, str]:
         if "configMap" in volume:

@@ -150,7 +150,7 @@ def component(selector: dict[str, Any]) -> str:
 @_EXAMPLES
 def test_no_secret_is_in_a_config_map_or_a_plain_variable(path: Path) -> None:
     objects = chart.manifests(chart.example(path))
-    secret = re.compile(r"postgresql://|im-[a-z2-7]{12}-|BEGIN .*PRIVATE")
+    secret = re.compile(r"postgresql://|rediss?://|im-[a-z2-7]{12}-|BEGIN .*PRIVATE")
 
     for one in objects:
         if one["kind"] != "Secret":

@@ -1,6 +1,7 @@
 """What can be seen of the images without building them."""
 
 import re
+import shlex
 import tomllib
 
 import pytest
@@ -63,6 +64,31 @@ def test_images_run_as_the_user_of_the_chart_and_write_nothing_beside_tmp() -> N
     assert users == [f"{context['runAsUser']}:{context['runAsGroup']}"] * 2
     environment = " ".join(rest for word, rest in _STEPS if word == "ENV")
     assert "HOME=/tmp" in environment
+
+
+def test_images_say_what_they_are() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = [rest for word, rest in _STEPS if word == "LABEL"]
+
+    assert len(labels) == 2
+    for name, text in zip(("control", "compute"), labels, strict=True):
+        found = dict(part.split("=", 1) for part in shlex.split(text))
+        own = {key.removeprefix("org.opencontainers.image."): one for key, one in found.items()}
+        assert own["title"] == f"infermesh {name}"
+        assert own["version"] == project["version"]
+        assert own["licenses"] == project["license"]
+        assert own["revision"] == "${REVISION}"
+    assert [rest for word, rest in _STEPS if word == "HEALTHCHECK"] == ["NONE", "NONE"]
+
+
+def test_compute_image_has_what_the_charts_init_container_runs() -> None:
+    copied = [rest.split()[0] for word, rest in _STEPS if word == "COPY"]
+    entries = make_locks.parse((make_locks.FOLDER / "compute-cpu.txt").read_text())
+
+    assert "services/shard" in copied
+    assert {"boto3", "botocore", "huggingface-hub"} <= set(entries) | set(
+        make_locks.parse((make_locks.FOLDER / "control.txt").read_text())
+    )
 
 
 def test_images_are_of_the_torch_that_the_constraints_name() -> None:

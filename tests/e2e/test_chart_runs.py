@@ -3,15 +3,19 @@ processes of this machine, and then what `helm test` runs.
 """
 
 import copy
+import os
 import re
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.deploy import chart, issuer
+from services.shard.fetch import checksum
+from tests.deploy import chart, issuer, operators_page, scraping
 from tests.deploy.local_cluster import LocalCluster, NeverReady
+from tests.object_store import serving
 
 _DEMO = chart.CHART / "examples" / "cpu-demo.yaml"
 _GATEWAY, _AUTH = "Deployment/infermesh-gateway", "Deployment/infermesh-auth"
@@ -116,6 +120,29 @@ def test_keys_are_made_in_auths_pod_as_the_notes_say(cluster: LocalCluster) -> N
     assert done.stdout.startswith("im-"), done.stderr
 
 
+def test_the_operators_page_followed_line_by_line_gets_an_answer(cluster: LocalCluster) -> None:
+    (auth,) = [pod for pod in cluster.namespace.pods if pod.owner == _AUTH]
+    (gateway,) = [pod for pod in cluster.namespace.pods if pod.owner == _GATEWAY]
+    lines = list(operators_page.lines(operators_page.PAGE))
+    said = [
+        cluster.run(auth, line.partition(" -- ")[2].split()) for line in lines if " exec " in line
+    ]
+    (made,) = [one.stdout.split()[0] for one in said if one.stdout.startswith("im-")]
+    (curl,) = [line for line in lines if line.startswith("curl ")]
+
+    answer = subprocess.run(
+        ["sh", "-c", curl.replace("127.0.0.1", gateway.address)],
+        env={**os.environ, "INFERMESH_API_KEY": made},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert [one.returncode for one in said] == [0] * 3, said
+    assert "Paris" in "".join(re.findall(r'"content":"([^"]*)"', answer.stdout))
+    assert answer.stdout.rstrip().endswith("data: [DONE]")
+
+
 def notes_command(values: dict[str, Any]) -> list[str]:
     """What NOTES.txt tells an operator to run in auth's pod."""
     notes = chart.texts(values)["infermesh/templates/NOTES.txt"]
@@ -149,6 +176,53 @@ def exported_by(cluster: LocalCluster, owner: str) -> set[str]:
     return names
 
 
+def monitor() -> chart.Manifest:
+    """What Prometheus' operator is told."""
+    values = {**chart.example(_DEMO), "monitoring": {"podMonitor": {"enabled": True}}}
+    (found,) = chart.of_kind(chart.manifests(values), "PodMonitor").values()
+    return found
+
+
+def test_every_container_is_scraped_as_the_monitor_says(cluster: LocalCluster) -> None:
+    scraped = scraping.scrape_all(monitor(), cluster.namespace.pods)
+
+    assert {name.rpartition("/")[2] for name in scraped} == {
+        *("gateway", "auth", "cache", "scheduler", "shard")
+    }
+    for name, found in scraped.items():
+        assert isinstance(found, dict), (name, found)
+        assert any(metric.startswith("infermesh_") for metric in found), name
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        (lambda spec: spec["podMetricsEndpoints"][0].update(port="metric"), 4),
+        (lambda spec: spec["podMetricsEndpoints"][0].update(port="grpc"), 4),
+        (lambda spec: spec["podMetricsEndpoints"][1].update(port="metrics"), 1),
+        (lambda spec: spec["podMetricsEndpoints"][0].update(path="/metric"), 4),
+        (lambda spec: spec["podMetricsEndpoints"][0].update(scheme="https"), 4),
+        (lambda spec: spec["selector"]["matchLabels"].popitem(), 0),
+        (
+            lambda spec: spec["selector"]["matchLabels"].update(
+                {"app.kubernetes.io/instance": "infermesh-2"}
+            ),
+            5,
+        ),
+    ],
+    ids=["no port", "grpc", "no shard", "path", "scheme", "wider", "another release"],
+)
+def test_a_mistake_in_the_monitor_is_seen_by_a_scrape(
+    cluster: LocalCluster, change: Callable[[Any], None], failed: int
+) -> None:
+    changed = monitor()
+    change(changed["spec"])
+
+    scraped = scraping.scrape_all(changed, cluster.namespace.pods)
+
+    assert sum(isinstance(found, str) for found in scraped.values()) == failed
+
+
 def test_nothing_is_written_beside_the_volumes(cluster: LocalCluster) -> None:
     assert list(cluster.home.iterdir()) == []
 
@@ -168,6 +242,42 @@ def test_services_speak_mutual_tls_with_the_certificates_that_the_chart_asks_for
         assert made.stdout.startswith("im-"), made.stderr
         assert without.returncode != 0
         assert set(running.stop().values()) == {0}
+
+
+def test_a_model_of_a_bucket_is_fetched_checked_and_answers() -> None:
+    folder = chart.ROOT / "demo" / "model"
+    objects = {f"chat/v1/{one.name}": one.read_bytes() for one in folder.iterdir()}
+    with serving(objects) as store:
+        store.bucket = "weights"
+        s3 = {
+            "endpointUrl": store.url.replace("127.0.0.1", "localhost"),
+            "credentialsSecret": "bucket-key",
+        }
+        model = {
+            "name": "chat",
+            "source": "s3://weights/chat/v1",
+            "checksum": checksum.of_folder(folder),
+            "download": {"s3": s3},
+        }
+        values = {
+            "models": [model],
+            "auth": {"enabled": False},
+            "cache": {"enabled": False},
+            "gateway": {"replicas": 1},
+            "networkPolicy": {"download": {"port": int(store.url.rpartition(":")[2])}},
+        }
+        key = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+        with LocalCluster(chart.manifests(values), {"bucket-key": key}) as running:
+            running.wait_ready()
+            done = running.run_test()
+
+            assert done.returncode == 0, done.stderr
+            assert "chat answered in" in done.stdout
+            (said,) = running.said.values()
+            assert f"has the checksum {model['checksum']}" in said
+            assert store.downloads("model.safetensors") == 1
+            assert all("Credential=key/" in token for token in store.tokens)
 
 
 # a moment's patience: what is wrong never becomes right

@@ -1,5 +1,5 @@
-"""The example with a PostgreSQL of one's own runs whole: two of everything that may be two, mutual
-TLS with the certificates that `infermesh certs` made, the migration before it.
+"""The example with PostgreSQL and Redis of one's own runs whole: two of everything that may be two,
+mutual TLS with the certificates that `infermesh certs` made, the migration before it.
 """
 
 import json
@@ -17,11 +17,12 @@ from services.auth import api_key
 from tests.deploy import chart
 from tests.deploy.local_cluster import LocalCluster
 from tests.postgres import Postgres
+from tests.redis_server import RedisServer
 
-_EXAMPLE = chart.CHART / "examples" / "own-postgresql.yaml"
+_EXAMPLE = chart.CHART / "examples" / "own-postgresql-and-redis.yaml"
 
 
-def operators_secrets(folder: Path, url: str) -> dict[str, dict[str, str]]:
+def operators_secrets(folder: Path, url: str, redis_url: str) -> dict[str, dict[str, str]]:
     """What the example says that is there."""
     command = [sys.executable, "-m", "infermesh.cli", "certs", "--folder", str(folder)]
     subprocess.run(command, check=True, capture_output=True, cwd=chart.ROOT)
@@ -31,6 +32,7 @@ def operators_secrets(folder: Path, url: str) -> dict[str, dict[str, str]]:
     files = ("ca.crt", "tls.crt", "tls.key")
     return {
         "infermesh-database": {"url": url},
+        "infermesh-redis": {"url": redis_url},
         "infermesh-admin-key": {"api-key": api_key.draw()[1]},
         "infermesh-issuer": {"jwks.json": json.dumps({"keys": [{**key, "kid": "1"}]})},
         **{
@@ -41,8 +43,11 @@ def operators_secrets(folder: Path, url: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_example_with_postgresql_answers_and_ends(tmp_path: Path, postgres: Postgres) -> None:
-    secrets = operators_secrets(tmp_path / "tls", postgres.create_database())
+def test_example_with_postgresql_and_redis_answers_and_ends(
+    tmp_path: Path, postgres: Postgres, redis_server: RedisServer
+) -> None:
+    stores = postgres.create_database(), redis_server.new_database()
+    secrets = operators_secrets(tmp_path / "tls", *stores)
 
     with LocalCluster(chart.manifests(chart.example(_EXAMPLE)), secrets) as running:
         running.wait_ready()
@@ -52,6 +57,10 @@ def test_example_with_postgresql_answers_and_ends(tmp_path: Path, postgres: Post
         assert done.returncode == 0, done.stderr
         while known_replicas(running) != [2, 2]:
             time.sleep(0.1)  # a poll: a gateway tells nobody what it has learned
+        own = redis_server.client(stores[1])
+        number = str(own.client_info()["db"])
+        clients = [one for one in own.client_list() if str(one["db"]) == number]
+        assert len(clients) > 2  # both auth services are there, and this test
         assert set(running.stop().values()) == {0}
 
 

@@ -1,5 +1,5 @@
 """deploy/compose.yaml runs: each service's command, environment, files and health check, as
-processes of this machine, on a real PostgreSQL.
+processes of this machine, on a real PostgreSQL and a real Redis.
 """
 
 import re
@@ -13,9 +13,11 @@ from services.auth import api_key
 from tests.deploy import compose
 from tests.deploy.local_cluster import LocalCluster
 from tests.postgres import Postgres
+from tests.redis_server import RedisServer
 
 _URL = "INFERMESH_AUTH__DATABASE_URL"
-_ENVIRONMENT = {"POSTGRES_PASSWORD": "word"}
+_REDIS = "INFERMESH_AUTH__REDIS_URL"
+_ENVIRONMENT = {"POSTGRES_PASSWORD": "word", "GRAFANA_PASSWORD": "word"}
 
 
 def test_compose_file_names_settings_that_exist() -> None:
@@ -33,7 +35,7 @@ def test_compose_file_confines_every_service_of_ours() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
     published = re.findall(r"ports: \[(.*)\]", compose.FILE.read_text())
-    assert len(published) == 2
+    assert len(published) == 3
     assert all(one.strip('" ').startswith("127.0.0.1:") for p in published for one in p.split(","))
 
 
@@ -59,14 +61,18 @@ def test_compose_file_scrapes_every_metrics_port() -> None:
 
 
 @pytest.mark.slow
-def test_compose_file_answers_and_ends(postgres: Postgres) -> None:
+def test_compose_file_answers_and_ends(postgres: Postgres, redis_server: RedisServer) -> None:
     content = compose.load(_ENVIRONMENT)
     assert content["services"]["auth"]["environment"][_URL].startswith(
         "postgresql://infermesh:word@"
     )
     key = api_key.draw()[1]
-    secrets = {_URL: {"value": postgres.create_database()}, "secrets": {"first-key": key}}
-    objects = compose.manifests(content, frozenset({_URL}))
+    secrets = {
+        _URL: {"value": postgres.create_database()},
+        _REDIS: {"value": redis_server.new_database()},
+        "secrets": {"first-key": key},
+    }
+    objects = compose.manifests(content, frozenset({_URL, _REDIS}))
 
     cluster = LocalCluster(objects, secrets, shared=frozenset({"replica"}))
     for pod in cluster.namespace.pods:

@@ -88,7 +88,8 @@ def test_compute_image_has_its_services_and_kernels(compute_build: tuple[Build, 
         compute,
         modules(
             *("services.shard.__main__", "services.shard.torch_engine", "services.cache.__main__"),
-            *("services.cache.minilm", "torch", "transformers"),
+            *("services.cache.minilm", "services.shard.fetch.__main__", "boto3"),
+            *("torch", "transformers"),
         ),
     )
 

@@ -23,4 +23,9 @@
     serverAddress: {{ .root.Values.prometheus.address | quote }}
     query: {{ .query | quote }}
     threshold: {{ .threshold | quote }}
+  {{- with .root.Values.prometheus.authentication }}
+  {{- if .name }}
+  authenticationRef: {name: {{ .name }}, kind: {{ .kind }}}
+  {{- end }}
+  {{- end }}
 {{- end -}}

@@ -45,7 +45,7 @@ and dangers: what the posture check shall let pass. */}}
 {{- /* keys travel in the clear from the Ingress on, as its backends' traffic does */ -}}
 {{- $dangers := list "plaintext" -}}
 {{- if .Values.auth.enabled -}}
-{{- $_ := set $owned "auth" (printf "%s:8030" (include "infermesh.host" (dict "root" . "name" "auth"))) -}}
+{{- $_ := set $owned "auth" (list (printf "dns:%s:8030" (include "infermesh.host" (dict "root" . "name" "auth")))) -}}
 {{- $_ := set $owned "usage_dir" "/var/lib/infermesh" -}}
 {{- else -}}
 {{- $dangers = append $dangers "no-auth" -}}
@@ -77,10 +77,17 @@ and dangers: what the posture check shall let pass. */}}
 {{ include "infermesh.file" (dict "root" . "section" "cache" "settings" $owned "config" .Values.cache.config "metricsPort" 8041 "dangers" (list)) }}
 {{- end -}}
 
-{{/* What the shard opens: a folder, or a name on the hub. */}}
+{{/* "true" where files are fetched before the shard starts. Takes a merged model. */}}
+{{- define "infermesh.isFetched" -}}
+{{- if or (hasPrefix "hf://" .source) (hasPrefix "s3://" .source) -}}true{{- end -}}
+{{- end -}}
+
+{{/* The folder that the shard opens. Of what is fetched, its name says what is in it: another
+revision or checksum is another folder. */}}
 {{- define "infermesh.modelPath" -}}
-{{- if hasPrefix "hf://" .source -}}
-{{ trimPrefix "hf://" .source }}
+{{- if include "infermesh.isFetched" . -}}
+{{- $name := regexReplaceAll "^[a-z0-9]+://" .source "" | trimSuffix "/" | replace "/" "--" -}}
+/models/{{ $name }}{{ with .checksum }}-{{ trimPrefix "sha256:" . | trunc 12 }}{{ end }}
 {{- else if hasPrefix "path://" .source -}}
 {{ trimPrefix "path://" .source }}
 {{- else -}}

@@ -12,15 +12,6 @@
     - {port: 53, protocol: TCP}
 {{- end -}}
 
-{{/* The stores beyond its pod that auth, or its migration, speaks to. Takes root, component. */}}
-{{- define "infermesh.stores" -}}
-{{- $auth := .root.Values.auth -}}
-{{- $stores := list -}}
-{{- if ne $auth.database.kind "sqlite" }}{{ $stores = append $stores "database" }}{{ end -}}
-{{- if and $auth.redis.urlSecret.name (eq .component "auth") }}{{ $stores = append $stores "redis" }}{{ end -}}
-{{- join " " $stores -}}
-{{- end -}}
-
 {{/* Whom a component may call. Takes root, component, block. */}}
 {{- define "infermesh.egress" -}}
 {{- $root := .root -}}
@@ -36,18 +27,25 @@ egress:
           matchLabels: {{- include "infermesh.selector" (dict "root" $root "component" (index . 0)) | nindent 12 }}
     ports: {{- include "infermesh.tcp" (list (index . 1)) | nindent 6 }}
   {{- end }}
-{{- else if and (hasPrefix "auth" .component) (include "infermesh.stores" .) -}}
+{{- else if and (hasPrefix "auth" .component) (or (ne .block.database.kind "sqlite") .block.redis.urlSecret.name) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}
-  {{- range include "infermesh.stores" . | splitList " " }}
-  {{- $peers := index $root.Values.networkPolicy . }}
-  - to: {{- toYaml $peers.to | nindent 6 }}
-    ports: {{- include "infermesh.tcp" (list $peers.port) | nindent 6 }}
+  {{- $stores := list }}
+  {{- if ne .block.database.kind "sqlite" }}{{ $stores = append $stores $root.Values.networkPolicy.database }}{{ end }}
+  {{- if and .block.redis.urlSecret.name (eq .component "auth") }}{{ $stores = append $stores $root.Values.networkPolicy.redis }}{{ end }}
+  {{- range $stores }}
+  - to: {{- toYaml .to | nindent 6 }}
+    ports: {{- include "infermesh.tcp" (list .port) | nindent 6 }}
   {{- end }}
-{{- else if and (eq .component "replica") (hasPrefix "hf://" .block.source) -}}
+{{- else if and (eq .component "replica") (include "infermesh.isFetched" .block) -}}
 egress:
   {{- include "infermesh.dns" . | nindent 2 }}
-  - ports: {{- include "infermesh.tcp" (list 443) | nindent 6 }} # the hub
+  {{- with $root.Values.networkPolicy.download }}
+  - ports: {{- include "infermesh.tcp" (list .port) | nindent 6 }} # the hub, a bucket
+    {{- with .to }}
+    to: {{- toYaml . | nindent 6 }}
+    {{- end }}
+  {{- end }}
 {{- else -}}
 egress: []
 {{- end }}

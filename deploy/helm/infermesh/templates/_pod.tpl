@@ -15,13 +15,18 @@ labels:
   {{- include "infermesh.selector" . | nindent 2 }}
 {{- end -}}
 
-{{/* Where and as whom a pod runs. Takes root, name, block. Links to services are off: their
+{{/* How long a pod may take to end. Takes the drain. */}}
+{{- define "infermesh.terminationSeconds" -}}
+{{ .terminationSeconds | default (add .preStopSeconds .graceSeconds 10) }}
+{{- end -}}
+
+{{/* Where and as whom a pod runs. Takes root, name, component, model, block. Links to services are off: their
 variables would begin with INFERMESH_, and be taken for settings. */}}
 {{- define "infermesh.podCommon" -}}
 serviceAccountName: {{ include "infermesh.serviceAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ add .block.drain.preStopSeconds .block.drain.graceSeconds 10 }}
+terminationGracePeriodSeconds: {{ include "infermesh.terminationSeconds" .block.drain }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 65532
@@ -29,7 +34,7 @@ securityContext:
   fsGroup: 65532
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
-{{- with .root.Values.imagePullSecrets }}
+{{- with concat .root.Values.imagePullSecrets .root.Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -49,8 +54,11 @@ affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .block.topologySpreadConstraints }}
+{{- $own := dict "labelSelector" (dict "matchLabels" (include "infermesh.selector" $ | fromYaml)) }}
 topologySpreadConstraints:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - {{ toYaml (merge (dict) (deepCopy .) (hasKey . "labelSelector" | ternary (dict) $own)) | indent 4 | trim }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -60,6 +68,10 @@ image: {{ include "infermesh.image" (dict "root" .root "image" .block.image) }}
 imagePullPolicy: {{ .block.image.pullPolicy }}
 command: [python, -m, {{ .module }}]
 args: [--config=/etc/infermesh/config/{{ .section }}.toml]
+{{- with .block.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .block.resources }}
 resources:
   {{- toYaml . | nindent 2 }}
@@ -94,16 +106,20 @@ lifecycle:
     sleep: {seconds: {{ .drain.preStopSeconds }}}
 {{- end -}}
 
-{{/* Mounts of a container: its settings, its certificate. Takes root, identity. */}}
+{{/* Mounts of a container: its settings, its certificate, the operator's. Takes root, identity,
+and container, which is its block. */}}
 {{- define "infermesh.mounts" -}}
 - {name: config, mountPath: /etc/infermesh/config, readOnly: true}
 - {name: tmp, mountPath: /tmp}
 {{- if include "infermesh.tlsSecret" . }}
 - {name: tls-{{ .identity }}, mountPath: /etc/infermesh/tls, readOnly: true}
 {{- end }}
+{{- with .container.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* Volumes of a pod. Takes root, configMap, identities. */}}
+{{/* Volumes of a pod. Takes root, configMap, identities, block. */}}
 {{- define "infermesh.volumes" -}}
 {{- $root := .root -}}
 - name: config
@@ -115,6 +131,9 @@ lifecycle:
 - name: tls-{{ $identity }}
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
+{{- end }}
+{{- with .block.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 
@@ -140,20 +159,21 @@ resources:
   requests: {storage: {{ .storage.size }}}
 {{- end -}}
 
-{{/* Redis' URL has one, too. */}}
-{{- define "infermesh.redisEnv" -}}
-{{- with .redis.urlSecret.name -}}
-- name: INFERMESH_AUTH__REDIS_URL
-  valueFrom:
-    secretKeyRef: {name: {{ . }}, key: {{ $.redis.urlSecret.key }}}
-{{- end -}}
-{{- end -}}
-
-{{/* PostgreSQL's URL has a password: a Secret's, never a ConfigMap's. Takes the block `auth`. */}}
+{{/* URLs with passwords: of Secrets, never of a ConfigMap. Take the block `auth`. */}}
 {{- define "infermesh.databaseEnv" -}}
 {{- if ne .database.kind "sqlite" -}}
 - name: INFERMESH_AUTH__DATABASE_URL
   valueFrom:
     secretKeyRef: {name: {{ .database.urlSecret.name }}, key: {{ .database.urlSecret.key }}}
+{{- end -}}
+{{- end -}}
+
+{{- define "infermesh.redisEnv" -}}
+{{- with .redis.urlSecret -}}
+{{- if .name -}}
+- name: INFERMESH_AUTH__REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .name }}, key: {{ .key }}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
