@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -37,6 +38,12 @@ class Mesh:
     @property
     def batcher(self) -> Any:
         return self.process._replica.batcher
+
+    def hold_at_step(self, number: int) -> None:
+        """The shard holds once it has run so many steps, however late a reader is."""
+        steps = itertools.count(1)
+        servicer = self.shard.servicer
+        servicer.on_step = lambda _: servicer.hold() if next(steps) == number else None
 
     async def reaches(self, state: int) -> pb.WatchReplicaResponse:
         watch = self.stub.WatchReplica(pb.WatchReplicaRequest())

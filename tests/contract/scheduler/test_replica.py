@@ -28,11 +28,11 @@ async def test_streams_go_on_when_the_shard_breaks_in_mid_stream(
     tmp_path: Path, crash: bool
 ) -> None:
     async with running(tmp_path, ModelShard()) as mesh:
+        mesh.hold_at_step(20)
         gateway = Gateway(mesh)
         for stream_id in (1, 2, 3):
             await gateway.submit(stream_id, [2, 3, 4, 5, 6 + stream_id], max_tokens=60, n=2)
         await gateway.until(lambda: any(len(out) > 5 for out in gateway.outputs.values()))
-        mesh.shard.servicer.hold()
         await mesh.shard.servicer.queued(2)
         if crash:
             await mesh.shard.kill()
