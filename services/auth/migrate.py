@@ -77,6 +77,8 @@ def _upgrade(connection: sa.Connection, revision: str) -> None:
 
 def _may_read(connection: sa.Connection) -> bool:
     """The later version that wrote the schema has left this one its part of it."""
+    if not sa.inspect(connection).has_table(counters.name):
+        return False
     said = sa.select(counters.c.value).where(counters.c.name == _OLDEST_READER)
     oldest = connection.execute(said).scalar_one_or_none()
     return oldest is not None and oldest <= int(revisions()[-1])
