@@ -101,7 +101,7 @@ class Replica:
         # Why every request had better go on elsewhere, as long as it had.
         self._offer: MoveReason | None = None
         self._deadline_moved = asyncio.Event()
-        self._standing = (0, 0, True)
+        self._num_requests = (0, 0)
 
     @property
     def state(self) -> State:
@@ -193,10 +193,10 @@ class Replica:
         """A step is over: there may be more to plan."""
         self.work.set()
         if self.batcher is not None:
-            roster, before = self.batcher.roster, self._standing
-            # idle is more than nobody running: steps of what was cancelled may be in flight
-            self._standing = (len(roster.ledger.running), len(roster.queue), self.batcher.is_idle)
-            if self._standing != before:
+            roster, before = self.batcher.roster, self._num_requests
+            self._num_requests = (len(roster.ledger.running), len(roster.queue))
+            # idle always: between two steps requests may have come and gone, or been cancelled
+            if self._num_requests != before or self.batcher.is_idle:
                 self.changed.notify()
 
     def fail_all(self, error: MeshError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,14 @@ class Mesh:
     @property
     def batcher(self) -> Any:
         return self.process._replica.batcher
+
+    async def changed_until(self, condition: Callable[[], Any]) -> None:
+        """Woken by nothing but what the replica itself says of its changes."""
+        while True:
+            changed = self.process._replica.changed.next()
+            if condition():
+                return
+            await changed.wait()
 
     def hold_at_step(self, number: int) -> None:
         """The shard holds once it has run so many steps, however late a reader is."""

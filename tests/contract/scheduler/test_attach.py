@@ -17,14 +17,6 @@ LONG: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}
 KEYED: dict[str, Any] = {"idempotency_key": b"key", "body_digest": b"body", "record_id": "row"}
 
 
-async def changed_until(mesh: Mesh, condition: Any) -> None:
-    while True:
-        changed = mesh.process._replica.changed.next()
-        if condition():
-            return
-        await changed.wait()
-
-
 def kept(mesh: Mesh) -> Any:
     return mesh.process._replica.kept
 
@@ -89,7 +81,7 @@ async def test_finished_request_is_answered_again_until_the_grace_is_over(tmp_pa
             assert second.outputs[stream_id, 0] == first.outputs[1, 0]
             assert second.finished[stream_id, 0].reason == first.finished[1, 0].reason
             assert second.accepted[stream_id].attached.is_accounted
-        await changed_until(mesh, lambda: not len(kept(mesh)))
+        await mesh.changed_until(lambda: not len(kept(mesh)))
         await second.attach(3, b"key")
         await second.until(lambda: 3 in second.refused)
         assert second.refused[3].error.reason == errors_pb2.ERROR_REASON_NOT_FOUND
@@ -104,9 +96,9 @@ async def test_orphan_is_cancelled_and_its_blocks_are_free_when_nobody_comes(
         await gateway.until(lambda: len(gateway.outputs[1, 0]) > 3)
         mesh.shard.servicer.hold()
         gateway.call.cancel()
-        await changed_until(mesh, lambda: not len(mesh.batcher.roster.requests))
+        await mesh.changed_until(lambda: not len(mesh.batcher.roster.requests))
         mesh.shard.servicer.release()
-        await changed_until(mesh, lambda: mesh.batcher.is_idle)
+        await mesh.changed_until(lambda: mesh.batcher.is_idle)
         assert mesh.batcher.roster.ledger.pool.num_used == 0
         assert len(kept(mesh)) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from pathlib import Path
 
@@ -76,8 +77,7 @@ async def test_session_forgets_a_request_when_its_last_choice_has_ended(tmp_path
             await gateway.submit(100 + stream_id, [2, 3], max_tokens=0)
         await gateway.submit(13, [5, 6], max_tokens=150, ignore_eos=True)  # the session lives on
         await gateway.all_finished()
-        while not mesh.batcher.is_idle:
-            await mesh.process._replica.changed.next().wait()
+        await mesh.changed_until(lambda: mesh.batcher.is_idle)
         assert count_requests() - before <= 1  # the last one may still be on somebody's stack
         await gateway.submit(1, [2, 3, 4])  # its stream_id is free again
         await gateway.until(lambda: 1 in gateway.accepted)
@@ -100,13 +100,27 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
             await gateway.cancel(1)
             await gateway.all_finished()
             assert gateway.finished[1, 0].reason == sampling_pb2.FINISH_REASON_CANCELLED
-        while len(mesh.batcher.roster.requests):
-            await mesh.process._replica.changed.next().wait()
+        await mesh.changed_until(lambda: not len(mesh.batcher.roster.requests))
         mesh.shard.servicer.release()
-        while not mesh.batcher.is_idle:
-            await mesh.process._replica.changed.next().wait()
+        await mesh.changed_until(lambda: mesh.batcher.is_idle)
         assert mesh.batcher.roster.ledger.pool.num_used == 0
         assert mesh.shard.servicer.shard.num_steps_executed - num_executed <= window
+
+
+async def test_drain_ends_with_a_request_that_came_and_went_in_one_step(tmp_path: Path) -> None:
+    async with running(tmp_path, ModelShard()) as mesh:
+        gateway, replica = Gateway(mesh), mesh.process._replica
+        await gateway.submit(1, [2, 3, 4], max_tokens=1)
+        await gateway.all_finished()
+        await mesh.changed_until(lambda: mesh.batcher.is_idle)
+        mesh.shard.servicer.hold()
+        await gateway.submit(2, [2, 3, 4], max_tokens=1)
+        await mesh.shard.servicer.queued(1)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(replica.empty(60.0))
+            await gateway.until(lambda: 2 in gateway.moved)  # it waits by now
+            mesh.shard.servicer.release()
+        assert draining.result() == 0
 
 
 async def test_choice_ends_alone_when_it_is_cancelled(tmp_path: Path) -> None:
