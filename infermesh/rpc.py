@@ -15,6 +15,7 @@ import grpc
 from infermesh import rpc_status
 from infermesh.config_fields import ConfigError
 from infermesh.errors import Internal, MeshError, SlowConsumer, as_mesh_error
+from infermesh.rpc_handler import behaviour_of, with_behaviour
 from infermesh.security.certificates import Certificates, Material, channel_credentials
 from infermesh.security.guard import Guard
 from infermesh.security.identities import Identity
@@ -198,17 +199,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
         handler = await continuation(details)
         if handler is None:
             return None
-        inner = handler.unary_unary or handler.stream_unary
-        if inner is not None:
-            wrapped: Any = _wrap_unary(inner)
-        else:
-            inner = handler.unary_stream or handler.stream_stream
-            wrapped = _wrap_stream(inner, self._write_timeout_s)
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        inner = behaviour_of(handler)
+        if handler.response_streaming:
+            return with_behaviour(handler, _wrap_stream(inner, self._write_timeout_s))
+        return with_behaviour(handler, _wrap_unary(inner))
 
 
 def _wrap_unary(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

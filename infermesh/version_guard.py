@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from infermesh.errors import IncompatibleVersion
+from infermesh.rpc_handler import with_behaviour
 from infermesh.telemetry import logs
 from infermesh.version import HERE, Build, are_far_apart, from_user_agent, incompatibility
 
@@ -73,9 +74,4 @@ def _refusing(handler: grpc.RpcMethodHandler, refusal: str) -> grpc.RpcMethodHan
         raise IncompatibleVersion(refusal)
         yield  # makes it a generator, as streams are
 
-    kind = ("stream" if handler.request_streaming else "unary") + (
-        "_stream" if handler.response_streaming else "_unary"
-    )
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    inner = stream if handler.response_streaming else unary
-    return make(inner, handler.request_deserializer, handler.response_serializer)
+    return with_behaviour(handler, stream if handler.response_streaming else unary)

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from infermesh.errors import PermissionDenied
+from infermesh.rpc_handler import behaviour_of, with_behaviour
 from infermesh.security.allow_list import ALLOWED, may_call
 from infermesh.security.identities import Identity, from_spiffe_id
 from infermesh.telemetry import logs, metrics
@@ -30,12 +31,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
         handler = await continuation(details)
         if handler is None:
             return None
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        guarded = _guarded(getattr(handler, kind), details.method)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        return with_behaviour(handler, _guarded(behaviour_of(handler), details.method))
 
 
 def caller(context: Any) -> Identity | None:

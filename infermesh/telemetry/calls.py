@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from infermesh.rpc_handler import behaviour_of, with_behaviour
 from infermesh.telemetry import metrics
 
 _STARTED = metrics.counter(
@@ -41,12 +42,8 @@ class CallMetrics(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is 
             _STARTED.labels(metrics.OTHER).inc()
             _HANDLED.labels(metrics.OTHER, grpc.StatusCode.UNIMPLEMENTED.name).inc()
             return None
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        counted = _counted(getattr(handler, kind), details.method, not handler.response_streaming)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(counted, handler.request_deserializer, handler.response_serializer)
+        is_timed = not handler.response_streaming
+        return with_behaviour(handler, _counted(behaviour_of(handler), details.method, is_timed))
 
 
 def _counted(
