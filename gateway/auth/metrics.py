@@ -7,7 +7,7 @@ KEY_CHECKS = metrics.counter(
 )
 ADMISSIONS = metrics.counter(
     "quota_admissions_total",
-    "Requests of limited tenants: admitted, or the error they were refused with.",
+    "Requests of limited tenants: admitted, open (without a lease), or the error of a refusal.",
     ("result",),
 )
 OPEN_ADMISSIONS = metrics.counter(

@@ -132,7 +132,8 @@ def _quota(mesh: _Mesh) -> Finding | None:
         for result, count in one.grew_by("quota_admissions_total", "result").items():
             results[result] = results.get(result, 0.0) + count
     total = sum(results.values())
-    refused = {result: count for result, count in results.items() if result != "admitted"}
+    admitted = ("admitted", "open")  # open: without a lease, while auth is away
+    refused = {result: count for result, count in results.items() if result not in admitted}
     if not refused or sum(refused.values()) / total < _REFUSED_SHARE:
         return None
     worst = max(refused, key=lambda result: refused[result])

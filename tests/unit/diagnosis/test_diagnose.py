@@ -161,6 +161,11 @@ def test_changed_recording_shows_the_change(
     assert words in found.sentence
 
 
+def test_requests_that_were_admitted_without_a_lease_are_not_refused() -> None:
+    opened = {ADMISSIONS + '{result="admitted"}': 5, ADMISSIONS + '{result="open"}': 95}
+    assert recorded("light", {"gateway": opened}).limit is not Limit.QUOTA
+
+
 def test_process_that_does_not_answer_comes_first() -> None:
     found = recorded("slots", silent=("shard-0",))
     assert (found.limit, found.process) == (Limit.SILENT_PROCESS, "shard-0")
