@@ -57,6 +57,9 @@ class UsageSender:
         self._sending = asyncio.Lock()
         self._refusals = Refusals()
         self._num_refused_calls = 0
+        # read when somebody asks, in their thread
+        SPOOL_BYTES.set_function(lambda: spool.backlog()[0])
+        SPOOL_OLDEST.set_function(lambda: spool.backlog()[1])
 
     async def run(self) -> None:
         """Sends twice a second, less often while nothing is taken, until cancelled."""
@@ -67,9 +70,6 @@ class UsageSender:
             except (grpc.aio.AioRpcError, OSError) as exc:
                 _log.debug("usage was not sent", extra={"error": str(exc)})
                 is_hindered = True
-            num_bytes, oldest_s = await asyncio.to_thread(self._spool.backlog)
-            SPOOL_BYTES.set(num_bytes)
-            SPOOL_OLDEST.set(oldest_s)
             await asyncio.sleep(interval_s)
             interval_s = min(2 * interval_s, _MAX_INTERVAL_S) if is_hindered else _INTERVAL_S
 
