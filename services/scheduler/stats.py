@@ -31,7 +31,7 @@ class Stats:
         self.device_time = DeviceTime()
         self.request_times = RequestTimes()
         self.served = Served()
-        counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
+        counter, gauge = metrics.counter, metrics.gauge
         self._running = gauge("num_requests_running", "Sequences that have a place.")
         self._waiting = gauge("num_requests_waiting", "Sequences that wait for a place.")
         self._queued = gauge("num_tokens_queued", "Tokens to compute of those that wait.")
@@ -81,11 +81,15 @@ class Stats:
             "attaches_total", "Attaches, and submits of a key that is here.", ("outcome",)
         )
         self._refused = counter("requests_refused_total", "Submits refused, by error.", ("reason",))
+        self._budget = gauge("step_budget_tokens", "Query tokens that the last step could hold.")
+        self._make_histograms()
+
+    def _make_histograms(self) -> None:
+        histogram = metrics.histogram
         self._rows = histogram("step_batch_size", "Rows per step.", buckets=_SIZES)
         self._tokens = histogram("step_tokens", "Query tokens per step.", buckets=_TOKENS)
         self._plan = histogram("scheduler_plan_seconds", "Planning one step.", buckets=_FAST)
         self._step = histogram("step_seconds", "From a step's planning to its result.")
-        self._budget = gauge("step_budget_tokens", "Query tokens that the last step could hold.")
 
     def accepted(self, num_prompt_tokens: int) -> None:
         self._prompt.inc(num_prompt_tokens)
