@@ -89,7 +89,7 @@ def price_list(currency: str, texts: Sequence[str]) -> PriceList:
         raise ConfigError(f"auth.currency is {currency!r}; it must be 1 to 8 letters")
     by_model: dict[str, Price] = {}
     for text in texts:
-        model, *parts = text.split()
+        model, *parts = text.split() or [""]
         if model in by_model:
             raise ConfigError(f"auth.prices has two prices of {model}")
         by_model[model] = _price(text, parts)
