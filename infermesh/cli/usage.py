@@ -25,6 +25,7 @@ _DIMENSIONS = {
     "label": pb.USAGE_DIMENSION_LABEL,
 }
 _DEFAULT = ("tenant", "key", "model")
+_SHOWN = ("requests", "prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 
 
 class Format(enum.StrEnum):
@@ -110,10 +111,17 @@ def _facts(total: pb.UsageTotal, names: list[str]) -> Facts:
 
 
 def _show(names: list[str], rows: list[Facts]) -> None:
+    """What a person reads, in 80 columns: the rest is for programs."""
     table = Table(box=None, header_style="bold")
-    for heading in _headings(names):
-        justify = "left" if heading in names else "right"
-        table.add_column(heading.replace("_", " "), justify=justify)  # type: ignore[arg-type]  # a literal
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for heading in ("requests", "prompt", "cached", "output", "device s", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(
+            *(str(row[name]) for name in names),
+            *(str(row[name]) for name in _SHOWN),
+            f"{row['device_seconds']:.2f}",
+            f"{row['cost']} {row['currency']}".strip() or "-",
+        )
     Console().print(table)

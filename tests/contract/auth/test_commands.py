@@ -134,6 +134,16 @@ def test_usage_sums_by_what_it_is_told(
         assert shown - {""} <= {*line.split()}
 
 
+def test_usage_is_whole_in_a_narrow_terminal(
+    auth: AuthChild, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command("usage", "--admin", auth.admin_address).out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "device s" in shown
+
+
 def test_usage_has_cost_and_device_time_of_one_tenant(auth: AuthChild, command: Command) -> None:
     (row,) = command("usage", "--admin", auth.admin_address, "--tenant", "acme", "--json").rows
     assert (row["requests"], row["cost"], row["device_seconds"]) == (3, "0.222", 1.5)
