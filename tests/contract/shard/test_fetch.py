@@ -164,6 +164,7 @@ def test_fetch_brings_a_revision_of_the_hub_without_a_cache(tmp_path: Path) -> N
         command = [sys.executable, "-m", fetch.__name__, f"--folder={tmp_path / 'model'}"]
         command.append(f"--source=hf://{store.model}@{store.commit}")
         own = {"HF_ENDPOINT": store.url, "HF_TOKEN": "hf_secret", "HOME": str(tmp_path / "home")}
+        own["HF_HUB_OFFLINE"] = "0"  # another test may have set it, for this process
         done = subprocess.run(
             command, env={**os.environ, **own}, capture_output=True, text=True, check=False
         )

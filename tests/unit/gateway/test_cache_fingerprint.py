@@ -96,6 +96,7 @@ def test_every_field_of_a_request_is_in_the_table_or_decides_no_answer() -> None
         "request_id", "traceparent", "deadline", "priority", "tenant", "model_id",  # no token
         "temperature_given", "reuse_policy",  # whether it is asked for at all
         "tenant_weight", "resumable",
+        "attribution",  # the ledger's
         "rope_switch_len",  # the model's, which its fingerprint stands for
         "prompt_token_ids",  # exact alone; see below
         "seed",  # drawn where the client gave none, else equal to shareable_seed

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from gateway.grpc.translate import chat_from_pb
 from gateway.http.dialects import parse_chat
 from gateway.idempotency import body_digest, check_key, positions, resumable
-from gateway.request import Conversation, GenerationRequest, Options, Priority, Sampling, StopRules
+from gateway.request import (
+    Attribution,
+    Conversation,
+    GenerationRequest,
+    Options,
+    Priority,
+    Sampling,
+    StopRules,
+)
 from infermesh.errors import InvalidRequest, UnsupportedParameter
 from infermesh.v1 import inference_service_pb2 as pb
 
@@ -47,12 +55,14 @@ def test_every_option_that_shapes_the_answer_shapes_the_digest() -> None:
     assert len({digest(request) for request in different}) == len(different)
     assert {f.name for f in dataclasses.fields(Sampling)} == set(SAMPLING)
     assert {f.name for f in dataclasses.fields(StopRules)} == set(STOP)
-    rest = {f.name for f in dataclasses.fields(Options)} - {"sampling", "stop", "priority"}
+    shapes_no_answer = {"priority", "attribution"}
+    rest = {f.name for f in dataclasses.fields(Options)} - {"sampling", "stop"} - shapes_no_answer
     assert rest == set(OTHERS)
 
 
 def test_what_changes_no_token_changes_no_digest() -> None:
     assert digest(with_options(priority=Priority.HIGH)) == digest(REQUEST)
+    assert digest(with_options(attribution=Attribution("ann", {"team": "a"}))) == digest(REQUEST)
     asked, fallen_back = StopRules(max_tokens=7), {"fallback_max_tokens": 7}
     assert digest(with_options(stop=asked)) == digest(with_options(**fallen_back))
 

@@ -22,7 +22,7 @@ class SilentAuth:
         self.asked = asyncio.Event()
         self.num_questions = 0
 
-    async def Authenticate(self, request: Any, timeout: float) -> Any:
+    async def Authenticate(self, request: Any, timeout: float, metadata: Any) -> Any:
         self.num_questions += 1
         self.asked.set()
         await asyncio.Event().wait()
