@@ -28,16 +28,21 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if trace_id := tracing.current_trace_id():
+        fields = {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
+        if trace_id := tracing.trace_id(fields.pop("traceparent", "")):
             line["trace_id"] = trace_id
-        line.update({k: v for k, v in record.__dict__.items() if k not in _STANDARD})
+        line.update(fields)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
 def get(name: str) -> logging.Logger:
-    """The logger of a module; pass fields as `extra={"request_id": ...}`."""
+    """The logger of a module; pass fields as `extra={"request_id": ...}`.
+
+    Of a request whose span is not the current one pass `traceparent`, too: the line has its trace
+    id, which is looked for only where the line is written.
+    """
     return logging.getLogger(name)
 
 

@@ -130,11 +130,12 @@ def describe(name: str, attributes: Attributes) -> None:
         current.set_attributes(dict(attributes))
 
 
-def current_trace_id() -> str:
-    """Of the current span, as 32 hexadecimal digits; empty where nothing is traced."""
+def trace_id(traceparent: str = "") -> str:
+    """Of `traceparent` or of the current span, as 32 hexadecimal digits; empty where nothing is
+    traced."""
     if _tracer is None:
         return ""
-    context = trace.get_current_span().get_span_context()
+    context = trace.get_current_span(_context(traceparent)).get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else ""
 
 

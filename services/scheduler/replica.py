@@ -138,6 +138,14 @@ class Replica:
             request = batcher.submit(submission, sink)
         except MeshError as error:
             self.stats.refused(error.code)
+            _log.debug(  # not louder: many in an overload, and the gateway tells what came of it
+                "request refused",
+                extra={
+                    "request_id": submission.request_id,
+                    "traceparent": submission.traceparent,
+                    "error": error.code,
+                },
+            )
             raise
         self.offer(request)
         if submission.remaining_s is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from infermesh.errors import MeshError
+from infermesh.telemetry import logs
 from services.scheduler.intake import ModelFacts, Submission
 from services.scheduler.ledger import Capacity, Ledger
 from services.scheduler.pace import Pace
@@ -17,6 +18,8 @@ from services.scheduler.requests import RequestBook
 from services.scheduler.sequence import Ending, FinishReason, Request, Sequence, Sink
 from services.scheduler.stats import Stats
 from services.scheduler.suspects import Suspects
+
+_log = logs.get(__name__)
 
 
 class Roster:
@@ -75,6 +78,17 @@ class Roster:
 
     def fail(self, request: Request, error: MeshError) -> None:
         """Ends every open choice of a request with one error."""
+        if request.is_over:
+            return
+        # The code alone: a message may name token ids.
+        _log.info(
+            "request failed",
+            extra={
+                "request_id": request.request_id,
+                "traceparent": request.traceparent,
+                "error": error.code,
+            },
+        )
         for sequence in request.sequences:
             if not sequence.is_over:
                 self.end(sequence, Ending(FinishReason.ERROR, error))

@@ -57,7 +57,7 @@ class ContainedEngine:
             MeshError: what the engine raised of that kind: the step contradicts the model.
             Exception: every row's computation raised the same.
         """
-        attempt = _Attempt(self._engine, block_tables, self._limit, len(rows))
+        attempt = _Attempt(self._engine, block_tables, self._limit, rows)
         parts = cut(list(enumerate(rows)), self._limit.tokens)
         if len(parts) > 1:
             _splits.labels("limit").inc()
@@ -78,12 +78,13 @@ class _Attempt:
     """One step on its way: draws so far, and what its rows raised."""
 
     def __init__(
-        self, engine: Engine, block_tables: Tables, limit: BatchLimit, num_rows: int
+        self, engine: Engine, block_tables: Tables, limit: BatchLimit, rows: Sequence[ActiveRow]
     ) -> None:
         self._engine = engine
         self._block_tables = block_tables
         self._limit = limit
-        self._draws: list[Draw] = [Draw()] * num_rows
+        self._rows = rows
+        self._draws: list[Draw] = [Draw()] * len(rows)
         self._raised: dict[int, Exception] = {}
         self._sample_s = 0.0
         # Most query tokens that fitted at once, and whether none was too many alone.
@@ -119,8 +120,9 @@ class _Attempt:
         raised = list(self._raised.values())
         if len(raised) == len(self._draws) and len({type(error) for error in raised}) == 1:
             raise raised[0]
-        for error in raised:
-            _log.error("a row's computation failed", exc_info=error)
+        for place, error in self._raised.items():
+            request = {"traceparent": self._rows[place].sequence.new.traceparent}
+            _log.error("a row's computation failed", exc_info=error, extra=request)
         return Computed(self._draws, self._sample_s)
 
     def _try(self, part: Part) -> Exception | None:

@@ -13,7 +13,11 @@ from tests.otlp_receiver import OtlpReceiver, attributes
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 REQUEST_ID = "req-for-the-log"
+FAILED_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+FAILED_ID = "req-that-fails"
 SECRET = "xylophone"
+# No output has it: the simulated engine says words of letters.
+FAIL = 25
 SERVICES = ("gateway", "auth", "cache", "scheduler-0", "shard-0")
 
 
@@ -27,8 +31,11 @@ def collector() -> Iterator[OtlpReceiver]:
 def traced_mesh(
     tmp_path_factory: pytest.TempPathFactory, collector: OtlpReceiver
 ) -> Iterator[Mesh]:
-    """A mesh with a collector and a cache that has answered one request, which was traced."""
+    """A mesh with a collector and a cache that has answered one request, which was traced; its
+    device fails at one token."""
     folder = tmp_path_factory.mktemp("traced")
+    profile = folder / "profile.json"
+    profile.write_text(json.dumps({"fixed_us": 20_000, "fail_token_id": FAIL}))
     settings = {
         "telemetry.trace_file": f"{folder}/spans.jsonl",
         "telemetry.otlp_endpoint": collector.endpoint,
@@ -36,6 +43,7 @@ def traced_mesh(
         "gateway.principal_ttl_s": "0.1",  # so that auth is asked, who knows the key from before
         "gateway.cache_head_start_ms": "3000",
         "gateway.cache_timeout_ms": "3000",
+        "shard.simulated_profile": str(profile),
     }
     flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
     with Mesh(folder, "--engine", "simulated", *flags) as mesh:
@@ -116,20 +124,34 @@ def test_metrics_reach_the_collector_as_prometheus_shows_them(
         "the last step is exported",
     )
     assert collector.metrics("scheduler-0")[name].sum.is_monotonic
-    (point,) = collector.metrics("gateway")[
+    points = collector.metrics("gateway")[
         "infermesh_time_to_first_token_seconds"
     ].histogram.data_points
-    assert attributes(point.attributes) == {"route": "chat", "model": traced_mesh.model}
+    labels = {"route": "chat", "model": traced_mesh.model}
+    (point,) = [one for one in points if attributes(one.attributes) == labels]
     assert point.count == sum(point.bucket_counts) == 1
     assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
-    assert point.sum == traced_mesh.metric("gateway", "time_to_first_token_seconds_sum")
+    assert point.sum == traced_mesh.metric("gateway", "time_to_first_token_seconds_sum", **labels)
+
+
+def logs_of(mesh: Mesh) -> dict[str, str]:
+    """What each process has logged."""
+    paths = (mesh.tmp_path / "state").glob("infermesh/logs/*/*.log")
+    return {path.stem: path.read_text() for path in paths}
+
+
+def lines_of(mesh: Mesh, trace_id: str) -> dict[str, list[dict[str, Any]]]:
+    """The lines of one trace, of those processes that have any."""
+    found = {}
+    for name, text in logs_of(mesh).items():
+        lines = [json.loads(line) for line in text.splitlines()]
+        if own := [line for line in lines if line.get("trace_id") == trace_id]:
+            found[name] = own
+    return found
 
 
 def test_log_lines_are_json_with_request_and_trace_and_without_secrets(traced_mesh: Mesh) -> None:
-    logs = {
-        path.stem: path.read_text()
-        for path in (traced_mesh.tmp_path / "state").glob("infermesh/logs/*/*.log")
-    }
+    logs = logs_of(traced_mesh)
     assert set(SERVICES) <= logs.keys()
     api_key = traced_mesh.facts["api_key"]
     for name, text in logs.items():
@@ -140,6 +162,37 @@ def test_log_lines_are_json_with_request_and_trace_and_without_secrets(traced_me
     lines = [json.loads(line) for line in logs["gateway"].splitlines()]
     (own,) = [line for line in lines if line.get("request_id") == REQUEST_ID]
     assert (own["trace_id"], own["status"]) == (TRACE, "ok")
+
+
+def test_log_lines_of_gateway_scheduler_and_shard_are_one_trace_when_a_request_fails(
+    traced_mesh: Mesh,
+) -> None:
+    url = f"{traced_mesh.facts['url']}/v1/completions"
+    headers = dict(traced_mesh.bearer)
+    body = {"model": traced_mesh.model, "prompt": [400, 401], "max_tokens": 1000, "stream": True}
+    # In the same step as another, whose row shows that the device is not to blame.
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as neighbour:
+        stream = neighbour.iter_lines()  # the connection lives as long as this
+        next(stream)
+        failed = httpx.post(
+            url,
+            json={"model": traced_mesh.model, "prompt": [400, FAIL, 402]},
+            headers={
+                **headers,
+                "traceparent": f"00-{FAILED_TRACE}-{PARENT}-01",
+                "x-request-id": FAILED_ID,
+            },
+            timeout=60,
+        )
+    assert failed.status_code == 500
+    services = {"gateway", "scheduler-0", "shard-0"}
+    wait_until(lambda: lines_of(traced_mesh, FAILED_TRACE).keys() == services, 20, "their lines")
+    lines = lines_of(traced_mesh, FAILED_TRACE)
+    (edge,), (scheduler,), (shard,) = (lines[name] for name in sorted(services))
+    assert (edge["message"], edge["request_id"]) == ("request", FAILED_ID)
+    assert (scheduler["message"], scheduler["request_id"]) == ("request failed", FAILED_ID)
+    assert edge["error"] == scheduler["error"] == "internal"
+    assert shard["message"] == "a row's computation failed"
 
 
 def test_response_carries_its_waterfall(demo_mesh: Mesh) -> None:

@@ -112,6 +112,7 @@ def submission(
     tenant: str = "tenant",
     tenant_weight: float = 1.0,
     remaining_s: float | None = None,
+    traceparent: str = "",
 ) -> Submission:
     """`outputs`: what was delivered of each choice before."""
     delivered = [list(output) for output in outputs] or [[] for _ in range(n)]
@@ -131,7 +132,7 @@ def submission(
         tenant_weight=tenant_weight,
         remaining_s=remaining_s,
         sharing_domain="tenant",
-        traceparent="",
+        traceparent=traceparent,
     )
 
 

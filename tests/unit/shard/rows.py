@@ -24,6 +24,7 @@ def active_row(
     block_ids: Sequence[int] = (),
     sample: bool = True,
     long_rope: bool = False,
+    traceparent: str = "",
 ) -> ActiveRow:
     """A row as the slot table would make it."""
     new = NewSequence(
@@ -35,6 +36,7 @@ def active_row(
         sampling=sampling,
         min_tokens=min_tokens,
         suppressed_token_ids=suppressed,
+        traceparent=traceparent,
         long_rope=long_rope,
     )
     history = TokenHistory(prompt, output) if sampling.penalizes else None
