@@ -62,8 +62,8 @@ class ModelShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         await self._failed.wait()
 
     async def queued(self, count: int) -> None:
-        """Until that many steps are in the queue."""
-        while len(self.shard.queue) < count:
+        """Until it holds and that many steps are in the queue."""
+        while not self._is_held or len(self.shard.queue) < count:
             self._received.clear()
             await self._received.wait()
 

@@ -30,10 +30,11 @@ async def test_attach_has_all_tokens_of_an_orphan_and_nothing_is_computed_twice(
     tmp_path: Path, n: int
 ) -> None:
     async with running(tmp_path, ModelShard(num_blocks=128)) as mesh:
+        mesh.hold_at_step(20)
         first, second = Gateway(mesh), Gateway(mesh)
         await first.submit(1, PROMPT, n=n, **LONG, **KEYED, attempt=3)
         await first.until(lambda: len(first.outputs[1, n - 1]) > 3)
-        mesh.shard.servicer.hold()
+        await mesh.shard.servicer.queued(2)
         first.call.cancel()
         await second.attach(7, b"key", n=n)
         mesh.shard.servicer.release()
@@ -91,10 +92,11 @@ async def test_orphan_is_cancelled_and_its_blocks_are_free_when_nobody_comes(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, ModelShard(), resume_grace_s=0.05) as mesh:
+        mesh.hold_at_step(20)
         gateway = Gateway(mesh)
         await gateway.submit(1, PROMPT, **LONG, **KEYED)
         await gateway.until(lambda: len(gateway.outputs[1, 0]) > 3)
-        mesh.shard.servicer.hold()
+        await mesh.shard.servicer.queued(2)
         gateway.call.cancel()
         await mesh.changed_until(lambda: not len(mesh.batcher.roster.requests))
         mesh.shard.servicer.release()
@@ -147,11 +149,12 @@ async def test_resubmission_after_a_broken_session_goes_on_where_the_gateway_is(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, ModelShard()) as mesh:
+        mesh.hold_at_step(20)
         first, second = Gateway(mesh), Gateway(mesh)
         await first.submit(1, PROMPT, **LONG, **KEYED)
         await first.until(lambda: len(first.outputs[1, 0]) > 3)
+        await mesh.shard.servicer.queued(2)
         had = first.outputs[1, 0]
-        mesh.shard.servicer.hold()
         first.call.cancel()
         state = pb.ChoiceState(output_token_ids=had)
         again = resubmit(1, attempt=1)

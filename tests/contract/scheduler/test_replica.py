@@ -50,10 +50,11 @@ async def test_streams_go_on_when_the_shard_breaks_in_mid_stream(
 
 async def test_requests_end_when_the_shard_comes_back_with_another_model(tmp_path: Path) -> None:
     async with running(tmp_path, ModelShard()) as mesh:
+        mesh.hold_at_step(20)
         gateway = Gateway(mesh)
         await gateway.submit(1, [2, 3, 4], max_tokens=150, ignore_eos=True)
         await gateway.until(lambda: gateway.outputs[1, 0])
-        mesh.shard.servicer.hold()
+        await mesh.shard.servicer.queued(2)
         await mesh.shard.kill()
         mesh.shard.servicer.fingerprint = "another"
         await mesh.shard.start()

@@ -88,10 +88,10 @@ async def test_blocks_are_free_within_the_window_when_a_client_leaves(
     tmp_path: Path, broken: bool
 ) -> None:
     async with running(tmp_path, ModelShard()) as mesh:
+        mesh.hold_at_step(20)
         gateway, window = Gateway(mesh), mesh.batcher.settings.max_window
         await gateway.submit(1, [2, 3, 4, 5, 6], max_tokens=150, ignore_eos=True)
         await gateway.until(lambda: len(gateway.outputs[1, 0]) > 3)
-        mesh.shard.servicer.hold()
         await mesh.shard.servicer.queued(window)
         num_executed = mesh.shard.servicer.shard.num_steps_executed
         if broken:
