@@ -88,17 +88,17 @@ class Postgres:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
 
-    def create_database(self) -> str:
-        """The URL of a new, empty database."""
+    def create_database(self, copy_of: str = "") -> str:
+        """The URL of a new database: empty, or a copy of one to which nobody is connected."""
         self._count += 1
         name = f"test_{self._count}"
-        self._psql(f"CREATE DATABASE {name}")
+        template = f" TEMPLATE {_name_of(copy_of)}" if copy_of else ""
+        self._psql(f"CREATE DATABASE {name}{template}")
         return f"postgresql://{_USER}@/{name}?host={self._folder}"
 
     def make_read_only(self, url: str) -> None:
         """New sessions on a database may only read."""
-        name = url.partition("@/")[2].partition("?")[0]
-        self._psql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        self._psql(f"ALTER DATABASE {_name_of(url)} SET default_transaction_read_only = on")
 
     def _psql(self, statement: str, *, check: bool = True) -> int:
         command = [self._bin / "psql", "-h", self._folder, "-U", _USER, "-d", "postgres", "-qc"]
@@ -116,6 +116,11 @@ def running_postgres() -> Iterator[Postgres]:
             yield cluster
         finally:
             cluster.stop()
+
+
+def _name_of(url: str) -> str:
+    """The database that a URL of `create_database` names."""
+    return url.partition("@/")[2].partition("?")[0]
 
 
 def _find() -> Path | None:

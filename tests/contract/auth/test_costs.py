@@ -25,9 +25,9 @@ def clock() -> TurnedClock:
 
 
 @pytest.fixture
-async def auth(tmp_path: Path, database_url: str, clock: TurnedClock) -> AsyncIterator[Auth]:
+async def auth(tmp_path: Path, migrated_url: str, clock: TurnedClock) -> AsyncIterator[Auth]:
     async with running_auth(
-        tmp_path, database_url, clock=clock, prices=PRICES, currency="EUR"
+        tmp_path, migrated_url, clock=clock, prices=PRICES, currency="EUR"
     ) as running:
         yield running
 
@@ -107,12 +107,12 @@ async def test_row_costs_what_held_when_it_was_finished(
 
 
 async def test_process_learns_of_prices_that_another_brought(
-    tmp_path: Path, database_url: str, clock: TurnedClock, auth: Auth
+    tmp_path: Path, migrated_url: str, clock: TurnedClock, auth: Auth
 ) -> None:
     clock.now += 10
     (tmp_path / "two").mkdir()
     async with running_auth(
-        tmp_path / "two", database_url, clock=clock, prices=("tiny prompt=7",), currency="EUR"
+        tmp_path / "two", migrated_url, clock=clock, prices=("tiny prompt=7",), currency="EUR"
     ):
         clock.now += 10
         await auth.stub.RecordUsage(iter([record(1, clock)]))

@@ -31,8 +31,8 @@ def clock() -> TurnedClock:
 
 
 @pytest.fixture
-async def auth(tmp_path: Path, database_url: str, clock: TurnedClock) -> AsyncIterator[Auth]:
-    async with running_auth(tmp_path, database_url, clock=clock) as running:
+async def auth(tmp_path: Path, migrated_url: str, clock: TurnedClock) -> AsyncIterator[Auth]:
+    async with running_auth(tmp_path, migrated_url, clock=clock) as running:
         await running.tenant("acme", tokens_per_minute=1000)
         yield running
 
@@ -66,10 +66,10 @@ async def test_key_is_unknown_when_one_character_differs(auth: Auth) -> None:
         assert isinstance(await error_of(verify(auth, wrong)), InvalidApiKey)
 
 
-async def test_no_column_holds_the_text_of_a_key(auth: Auth, database_url: str) -> None:
+async def test_no_column_holds_the_text_of_a_key(auth: Auth, migrated_url: str) -> None:
     text, _ = await auth.key("acme", name="ci")
     secret = text.rpartition("-")[2]
-    database = Database(database_url)
+    database = Database(migrated_url)
     async with database.reading() as connection:
         for table in metadata.sorted_tables:
             for row in await connection.execute(sa.select(table)):
@@ -148,14 +148,14 @@ async def test_watcher_is_told_to_resync_when_its_number_is_of_another_database(
 
 
 async def test_change_of_another_process_reaches_watchers_within_a_second(
-    auth: Auth, tmp_path: Path, database_url: str
+    auth: Auth, tmp_path: Path, migrated_url: str
 ) -> None:
     _, key_id = await auth.key("acme")
     watch = auth.stub.WatchRevocations(pb.WatchRevocationsRequest())
     await watch.read()
     other_folder = tmp_path / "other"
     other_folder.mkdir()
-    async with running_auth(other_folder, database_url) as other:
+    async with running_auth(other_folder, migrated_url) as other:
         await other.admin.RevokeKey(admin_pb.RevokeKeyRequest(key_id=key_id))
         async with asyncio.timeout(1.0):
             assert (await watch.read()).key_id == key_id

@@ -15,7 +15,6 @@ from infermesh.v1 import auth_service_pb2 as pb
 from services.auth.database import Database
 from services.auth.ledger import Ledger
 from services.auth.ledger_sums import LedgerSums
-from services.auth.migrate import migrate
 from services.auth.price_book import PriceBook
 from services.auth.prices import price_list
 from services.auth.retention import BATCH_ROWS, DAY_MS, Retention
@@ -23,6 +22,7 @@ from services.auth.schema import usage, usage_days, usage_rolled
 from services.auth.values import Dimension, KeyId, TenantId, UsageQuery, UsageRow, UsageTotal
 from tests.auth_process import TurnedClock, running_auth
 from tests.contract.auth.test_leases import Gateway
+from tests.migrated import MigratedDatabases
 from tests.redis_server import RedisServer
 
 TODAY = 20_000
@@ -32,9 +32,8 @@ PRICES = ("tiny prompt=0.15 output=0.6 device_second=0.25", "vast prompt=3")
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = Database(database_url)
-    await migrate(opened)
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    opened = Database(migrated_url)
     yield opened
     await opened.close()
 
@@ -99,34 +98,34 @@ rows = st.lists(
 @settings(max_examples=15, deadline=None)
 @given(early=rows, late=rows, days=st.integers(1, 5))
 def test_sums_are_the_same_before_and_after_a_roll_up(
-    early: list[UsageRow], late: list[UsageRow], days: int
+    migrated: MigratedDatabases, early: list[UsageRow], late: list[UsageRow], days: int
 ) -> None:
-    asyncio.run(_sums_stay(early, late, days))
-
-
-async def _sums_stay(early: list[UsageRow], late: list[UsageRow], days: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept, rolled = (
-            Database(f"sqlite:///{folder}/{name}.sqlite3") for name in ("kept", "rolled")
+            migrated.sqlite(Path(folder, f"{name}.sqlite3")) for name in ("kept", "rolled")
         )
-        for database in (kept, rolled):
-            await migrate(database)
-        whole, ledger = await ledger_of(kept), await ledger_of(rolled)
-        for sent in (early, late, early):  # the first come again: after they were rolled up
-            await whole.append(sent)
-            await ledger.append(sent)
-            await retention(rolled, days).sweep()
-            assert await totals(ledger) == await totals(whole)
-            since = UsageQuery(since_unix_ms=(TODAY - 3) * DAY_MS, until_unix_ms=TODAY * DAY_MS)
-            assert await ledger.totals(since) == await whole.totals(since)
-            for tenant in (TenantId("acme"), TenantId("globex")):
-                sums = [await LedgerSums(each).used(tenant, NOW_S) for each in (rolled, kept)]
-                assert sums[0] == sums[1]
-        async with rolled.reading() as connection:
-            oldest = await connection.scalar(sa.select(sa.func.min(usage.c.finished_unix_ms)))
-        assert oldest is None or oldest >= (TODAY - days) * DAY_MS
-        await kept.close()
-        await rolled.close()
+        asyncio.run(_sums_stay(Database(kept), Database(rolled), early, late, days))
+
+
+async def _sums_stay(
+    kept: Database, rolled: Database, early: list[UsageRow], late: list[UsageRow], days: int
+) -> None:
+    whole, ledger = await ledger_of(kept), await ledger_of(rolled)
+    for sent in (early, late, early):  # the first come again: after they were rolled up
+        await whole.append(sent)
+        await ledger.append(sent)
+        await retention(rolled, days).sweep()
+        assert await totals(ledger) == await totals(whole)
+        since = UsageQuery(since_unix_ms=(TODAY - 3) * DAY_MS, until_unix_ms=TODAY * DAY_MS)
+        assert await ledger.totals(since) == await whole.totals(since)
+        for tenant in (TenantId("acme"), TenantId("globex")):
+            sums = [await LedgerSums(each).used(tenant, NOW_S) for each in (rolled, kept)]
+            assert sums[0] == sums[1]
+    async with rolled.reading() as connection:
+        oldest = await connection.scalar(sa.select(sa.func.min(usage.c.finished_unix_ms)))
+    assert oldest is None or oldest >= (TODAY - days) * DAY_MS
+    await kept.close()
+    await rolled.close()
 
 
 async def test_more_than_a_batch_is_rolled_up_and_counts_once_when_it_is_sent_again(

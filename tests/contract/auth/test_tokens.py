@@ -17,6 +17,7 @@ from infermesh.errors import InvalidApiKey, from_rpc_error
 from infermesh.v1 import auth_service_pb2 as pb
 from services.auth.tokens import Tokens
 from tests.auth_process import Auth, TurnedClock, running_auth
+from tests.migrated import MigratedDatabases
 
 EC = generate_private_key(SECP256R1())
 ED = Ed25519PrivateKey.generate()
@@ -40,9 +41,13 @@ def keys_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def auth(tmp_path: Path, keys_file: Path, clock: TurnedClock) -> AsyncIterator[Auth]:
+async def auth(
+    tmp_path: Path, migrated: MigratedDatabases, keys_file: Path, clock: TurnedClock
+) -> AsyncIterator[Auth]:
     settings = {"jwt_keys_file": str(keys_file), "jwt_issuer": "https://issuer", "clock": clock}
-    async with running_auth(tmp_path, f"sqlite:///{tmp_path}/auth.sqlite3", **settings) as running:
+    async with running_auth(
+        tmp_path, migrated.sqlite(tmp_path / "auth.sqlite3"), **settings
+    ) as running:
         await running.tenant("acme", tokens_per_minute=1000)
         yield running
 

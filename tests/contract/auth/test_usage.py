@@ -12,8 +12,8 @@ from tests.auth_process import Auth, running_auth
 
 
 @pytest.fixture
-async def auth(tmp_path: Path, database_url: str) -> AsyncIterator[Auth]:
-    async with running_auth(tmp_path, database_url) as running:
+async def auth(tmp_path: Path, migrated_url: str) -> AsyncIterator[Auth]:
+    async with running_auth(tmp_path, migrated_url) as running:
         yield running
 
 

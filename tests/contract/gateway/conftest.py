@@ -9,6 +9,7 @@ from tests.auth_process import Auth, running_auth
 from tests.contract.gateway.cached import running
 from tests.gateway_process import Edge, make_replicas, running_gateway
 from tests.keyed_gateway import keyed_gateway
+from tests.migrated import MigratedDatabases
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ async def eager(tmp_path: Path) -> AsyncIterator[Edge]:
 
 
 @pytest.fixture
-async def auth(tmp_path: Path) -> AsyncIterator[Auth]:
-    async with running_auth(tmp_path, f"sqlite:///{tmp_path}/auth.sqlite3") as running:
+async def auth(tmp_path: Path, migrated: MigratedDatabases) -> AsyncIterator[Auth]:
+    async with running_auth(tmp_path, migrated.sqlite(tmp_path / "auth.sqlite3")) as running:
         await running.tenant("acme")
         yield running
 

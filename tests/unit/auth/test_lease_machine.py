@@ -19,6 +19,7 @@ from services.auth.quota import Tally
 
 LIMITS = Limits(requests_per_minute=7, tokens_per_minute=100, max_concurrency=4, daily_tokens=300)
 LEASE_S, MAX_REQUEST_S = 20.0, 30.0
+SEEDS_IN_MAKE_TEST = 80
 # around the ends of a lease and of a minute
 WAITS = st.sampled_from([0.3, 1.0, 8.0, 18.5, 21.5, 52.0, 59.5, 61.0])
 MOST = st.sampled_from([10, 25, 50, 50])
@@ -241,7 +242,13 @@ def act(machine: Leases, dice: random.Random) -> None:
             machine.kill(index)
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=[pytest.mark.slow] if seed >= SEEDS_IN_MAKE_TEST else [])
+        for seed in range(300)
+    ],
+)
 def test_no_limit_is_passed_in_a_long_random_run(seed: int) -> None:
     machine, dice = Leases(), random.Random(seed)
     for _ in range(200):

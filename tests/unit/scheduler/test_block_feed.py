@@ -6,7 +6,6 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any, cast
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -15,6 +14,7 @@ from services.scheduler.block_feed import BlockFeed
 from services.scheduler.ids import BlockId, StepId
 from services.scheduler.ledger import Capacity, Ledger
 from services.scheduler.replica import Replica
+from tests.randomised import machine_tests
 
 NOW = StepId(0)
 NUM_BLOCKS = 6
@@ -128,8 +128,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.ledger.cache.check_integrity()
 
 
-FeedMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
-TestFeed = FeedMachine.TestCase
+TestFeed, TestFeedAtLength = machine_tests(FeedMachine, 25, 80, num_steps=50)
 
 
 def fill(ledger: Ledger, numbers: range) -> list[BlockId]:

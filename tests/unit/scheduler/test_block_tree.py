@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from infermesh.block_hash import BlockHash, scope_hash
 from services.scheduler.block_tree import BlockTree, num_common
 from services.scheduler.ids import BlockId
+from tests.randomised import machine_tests
 
 PARENTS = [scope_hash("a"), scope_hash("b")]
 parents = st.sampled_from(PARENTS)
@@ -54,5 +54,4 @@ class TreeMachine(RuleBasedStateMachine):
             assert set(self.tree.below(parent)) == below
 
 
-TreeMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-TestTree = TreeMachine.TestCase
+TestTree, TestTreeAtLength = machine_tests(TreeMachine, 25, 80, num_steps=40)

@@ -6,12 +6,12 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, StepId
+from tests.randomised import machine_tests
 
 
 @dataclass(eq=False)  # two may hold the same
@@ -154,10 +154,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
             assert self.pool.num_used == 0, "a block is held by nobody"
 
 
-BlockPoolMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
-TestBlockPool = BlockPoolMachine.TestCase
+TestBlockPool, TestBlockPoolAtLength = machine_tests(BlockPoolMachine, 20, 60, num_steps=40)
 
 
 def test_block_comes_back_when_its_last_step_has_run() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.sequence import FinishReason
 from tests.model_shard import ModelShard
+from tests.randomised import drawn
 from tests.unit.scheduler.desk import Desk, expected, submission
 
 
@@ -40,8 +40,7 @@ def test_request_is_over_when_its_choices_were_cancelled_one_by_one() -> None:
     desk.batcher.roster.ledger.check_idle()
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32))
+@drawn(20, 60, st.integers(0, 2**32))
 def test_siblings_give_the_oracles_output_when_choices_are_cancelled_anywhere(seed: int) -> None:
     """The one whose prompt the others share may be cancelled at any step of it, too."""
     rng = random.Random(seed)

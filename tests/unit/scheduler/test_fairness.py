@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from services.scheduler.fairness import INPUT_COST, OUTPUT_COST, Accounts
 from services.scheduler.queue import WaitingQueue
 from tests.model_shard import ModelShard
+from tests.randomised import drawn
 from tests.unit.scheduler.desk import Desk
 from tests.unit.scheduler.scene import Scene, admitted, make_request, row_counts
 
@@ -106,8 +107,10 @@ tenant_shapes = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
+@drawn(
+    10,
+    40,
+    suppress=list(HealthCheck),
     shapes=st.lists(tenant_shapes, min_size=2, max_size=4),
     num_seqs=st.integers(1, 4),
     budget=st.sampled_from([4, 8, 32]),

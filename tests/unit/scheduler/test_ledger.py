@@ -10,7 +10,6 @@ from __future__ import annotations
 from unittest.mock import patch
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -27,6 +26,7 @@ from services.scheduler.plan import (
 from services.scheduler.queue import PRIORITIES
 from services.scheduler.sequence import Sequence
 from tests.model_shard import ModelShard
+from tests.randomised import machine_tests
 from tests.unit.scheduler.scene import Scene
 from tests.unit.scheduler.world import World
 
@@ -163,8 +163,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.world.check_outputs(allowed=(OutOfMemory, NumericalError))
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLedger = LedgerMachine.TestCase
+TestLedger, TestLedgerAtLength = machine_tests(LedgerMachine, 20, 60, num_steps=40)
 
 
 def test_block_that_a_cancelled_one_read_is_not_reused_while_its_step_is_in_flight() -> None:

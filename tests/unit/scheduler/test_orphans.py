@@ -23,6 +23,7 @@ from services.scheduler.orphans import KeptLimits, KeptRequests
 from services.scheduler.sequence import Request, Resumable
 from services.scheduler.stats import Stats
 from tests.model_shard import ModelShard
+from tests.randomised import machine_tests
 from tests.unit.scheduler.desk import Desk, submission
 
 GRACE_S = 30.0
@@ -248,4 +249,4 @@ class KeepingMachine(RuleBasedStateMachine):
             return False
 
 
-TestKeeping = KeepingMachine.TestCase
+TestKeeping, TestKeepingAtLength = machine_tests(KeepingMachine, 25, 100, num_steps=50)

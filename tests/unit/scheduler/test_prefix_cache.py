@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -13,6 +12,7 @@ from services.scheduler.block_tree import num_common
 from services.scheduler.blocks import BlockPool
 from services.scheduler.ids import BlockId, StepId
 from services.scheduler.prefix_cache import Match, Part, PrefixCache
+from tests.randomised import machine_tests
 
 SIZE = 3
 NOW = StepId(0)
@@ -223,10 +223,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert set(self.published.values()) <= self.pool.kept_blocks()
 
 
-PrefixCacheMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
-TestPrefixCache = PrefixCacheMachine.TestCase
+TestPrefixCache, TestPrefixCacheAtLength = machine_tests(PrefixCacheMachine, 20, 60, num_steps=40)
 
 
 def put(cache: PrefixCache, block_ids: list[BlockId], tokens: list[int]) -> list[BlockHash]:

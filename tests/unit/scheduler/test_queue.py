@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.scheduler.queue import PRIORITIES, WaitingQueue
 from services.scheduler.sequence import Sequence
+from tests.randomised import machine_tests
 from tests.unit.scheduler.scene import make_request
 
 TENANTS = {"a": 1.0, "b": 1.0, "c": 2.5}
@@ -183,10 +183,9 @@ def key_of(sequence: Sequence) -> tuple[int, str]:
     return sequence.priority, sequence.request.tenant
 
 
-WaitingQueueMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
+TestWaitingQueue, TestWaitingQueueAtLength = machine_tests(
+    WaitingQueueMachine, 25, 100, num_steps=40
 )
-TestWaitingQueue = WaitingQueueMachine.TestCase
 
 
 def test_queue_refuses_to_remove_a_sequence_of_the_same_place_in_line() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from infermesh.errors import NumericalError, OutOfMemory, Poisoned
@@ -13,6 +13,7 @@ from services.scheduler.batcher import MAX_WINDOW
 from services.scheduler.sequence import FinishReason
 from tests.model_of_tokens import VOCAB_SIZE
 from tests.model_shard import ModelShard
+from tests.randomised import drawn
 from tests.unit.scheduler.world import World, submission
 
 
@@ -59,8 +60,7 @@ def check_accounts(world: World) -> None:
     assert queue.num_accounts() == 0 or len(world.batcher.roster.requests)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32))
+@drawn(30, 120, st.integers(0, 2**32), suppress=list(HealthCheck))
 def test_scheduler_gives_the_oracles_output_when_anything_happens(seed: int) -> None:
     rng = random.Random(seed)
     lead_s = rng.choice([0.0, 0.0, 0.02, 1.0])

@@ -44,6 +44,9 @@ BLOCK = 4
 NUM_BLOCKS = 400
 NUM_SLOTS = 8
 OUTPUT = 6
+# The longest piece of a prompt, and how often a request is preempted in a step.
+WAYS = ((7, 0.1), (64, 0.2))
+FEW_STEPS = ((20, 0.15),)
 Answer = list[tuple[int, float, tuple[int, ...], tuple[float, ...]]]
 
 
@@ -183,7 +186,7 @@ def work(rng: random.Random, lengths: tuple[int, ...] = (70, 41, 9, 1, 33)) -> l
 
 
 def alone_and_disturbed(
-    model: LoadedModel, seed: str, ways: tuple[tuple[int, float], ...] = ((7, 0.1), (64, 0.2))
+    model: LoadedModel, seed: str, ways: tuple[tuple[int, float], ...] = WAYS
 ) -> tuple[list[Answer], list[list[Answer]]]:
     """Each request alone with its prompt in one piece; all together, cut and preempted."""
     requests = work(random.Random(seed))
@@ -200,11 +203,14 @@ def alone_and_disturbed(
     return alone, disturbed
 
 
+@pytest.mark.parametrize(
+    "ways", [FEW_STEPS, pytest.param(WAYS, marks=pytest.mark.slow)], ids=["few steps", "many"]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_answers_have_the_same_bits_when_company_and_cuts_differ(
-    variant: str, tmp_path: Path
+    variant: str, ways: tuple[tuple[int, float], ...], tmp_path: Path
 ) -> None:
-    alone, disturbed = alone_and_disturbed(load(tmp_path, variant), variant)
+    alone, disturbed = alone_and_disturbed(load(tmp_path, variant), variant, ways)
     for answers in disturbed:
         assert answers == alone
 

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infermesh.errors import NumericalError
@@ -16,6 +15,7 @@ from services.shard.domain import Sampling
 from services.shard.noise import Purpose, uniforms
 from services.shard.sampler import sample
 from services.shard.slots import ActiveRow
+from tests.randomised import drawn
 from tests.unit.shard.rows import active_row
 from tests.unit.shard.sampled_rows import VOCAB, random_rows
 
@@ -56,8 +56,7 @@ def _reference(logits: np.ndarray, row: ActiveRow) -> int:
     return int(np.searchsorted(sums, noise * sums[-1], side="right"))
 
 
-@settings(max_examples=150, deadline=None)
-@given(rows=st.lists(random_rows(), min_size=1, max_size=8), seed=st.integers(0, 2**16))
+@drawn(40, 150, rows=st.lists(random_rows(), min_size=1, max_size=8), seed=st.integers(0, 2**16))
 def test_sample_equals_the_reference_when_features_are_combined(
     rows: list[ActiveRow], seed: int
 ) -> None:
@@ -70,8 +69,7 @@ def test_sample_equals_the_reference_when_features_are_combined(
     assert got == wanted
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=st.lists(random_rows(), min_size=2, max_size=9), seed=st.integers(0, 2**16))
+@drawn(20, 60, rows=st.lists(random_rows(), min_size=2, max_size=9), seed=st.integers(0, 2**16))
 def test_sample_gives_a_row_the_same_token_when_the_batch_differs(
     rows: list[ActiveRow], seed: int
 ) -> None:

@@ -20,6 +20,7 @@ from services.shard.forward import ATTENTION_NAME, ForwardPass, register
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import DTYPES, PagedAttention, PagedRows
 from services.shard.kv_pool import KvPool, KvShape
+from tests.randomised import drawn
 from tests.unit.shard.attention_oracle import PagedCase, oracle, paged_case
 from tests.unit.shard.rows import active_row
 
@@ -51,8 +52,10 @@ def _attend(kernels: Library, case: PagedCase, **changes: Any) -> torch.Tensor:
     return attention.attend(q, case.k_pool, case.v_pool, rows, ScoreRules(**rules), window)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
+@drawn(
+    25,
+    80,
+    suppress=[HealthCheck.too_slow],
     rows=_rows,
     kv_heads=st.integers(1, 5),
     group=st.one_of(st.integers(1, 9), st.just(40)),
