@@ -57,7 +57,7 @@ verify: $(VENV)/.ready-dev ## what takes longer than make test allows
 	@$(BIN)/python -m pytest -m "slow and not gpu"
 
 sanitize-kernels: $(VENV)/.ready-dev ## the C++ kernels' tests under AddressSanitizer and UBSan (needs g++)
-	@for width in 8 16; do library=$$($(BIN)/python -m tests.sanitized_kernels $$width) \
+	@for kind in 8 16 "8 bytes" "16 bytes"; do library=$$($(BIN)/python -m tests.sanitized_kernels $$kind) \
 	  && INFERMESH_TEST_KERNELS=$$library ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  $(BIN)/python -m pytest -s tests/unit/shard/kernels || exit; done # -s: the report goes to standard error

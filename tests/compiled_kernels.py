@@ -1,11 +1,17 @@
 """Whether the C++ kernels can be had here: they are never required, and tests of them need a
 compiler and a processor for which there are any."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from services.shard.kernels.compiling import CannotCompile, find_compiler
+from services.shard.kernels.compiling import CannotCompile, find_compiler, prepare
+from services.shard.kernels.library import Library, load
+from services.shard.kernels.products import Packer
+from services.shard.torch_loading import DEFAULT_FOLDER
 
+FOLDER = Path(DEFAULT_FOLDER).expanduser()
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 
 
@@ -15,6 +21,16 @@ def has_kernels() -> bool:
     except CannotCompile:
         return False
     return CAPABILITY in ("AVX2", "AVX512")
+
+
+def kernels_sum_bytes() -> bool:
+    """Products with codes of 8 bits round x to 8 bits, too."""
+    return Packer(load(FOLDER, lambda: None)).sums_bytes
+
+
+def with_byte_sums() -> Library:
+    """The code for processors that sum products of bytes, in instructions that this one has."""
+    return Library(prepare(CAPABILITY, FOLDER, lambda: None, ("-DINFERMESH_BYTE_SUMS",)))
 
 
 WHY_NOT = "no C++ compiler, or no kernels for this processor"

@@ -1,8 +1,9 @@
 """Compiles the kernels with AddressSanitizer and UBSan, and prints where they are; see Makefile.
 
-    python -m tests.sanitized_kernels 8|16
+    python -m tests.sanitized_kernels 8|16 [bytes]
 
-16 is the code for AVX-512 processors; where this is none, its vectors are taken apart.
+16 is the code for AVX-512 processors; where this is none, its vectors are taken apart. With `bytes`
+it is the code for processors that sum products of bytes.
 """
 
 import sys
@@ -23,6 +24,8 @@ def main() -> None:
     has_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     capability = "AVX512" if is_wide and has_wide else "AVX2"
     flags = (*FLAGS, *(TAKEN_APART if is_wide and not has_wide else ()))
+    if "bytes" in sys.argv[2:]:
+        flags = (*flags, "-DINFERMESH_BYTE_SUMS")
     print(prepare(capability, folder, lambda: None, flags))
 
 

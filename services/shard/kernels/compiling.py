@@ -23,7 +23,10 @@ SOURCES = Path(__file__).parent / "cpp"
 # What a processor must have, by the name that torch gives its vector instructions.
 _ARCHITECTURES = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
 # What some processors of an architecture have beyond it, by the name that Linux gives it.
-_EXTENSIONS = {"x86-64-v4": {"avx512_vnni": "-mavx512vnni", "avx512_bf16": "-mavx512bf16"}}
+_EXTENSIONS = {
+    "x86-64-v3": {"avx_vnni": "-mavxvnni"},
+    "x86-64-v4": {"avx512_vnni": "-mavx512vnni", "avx512_bf16": "-mavx512bf16"},
+}
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall")
 _COMPILERS = ("g++", "clang++", "c++")
 _TIMEOUT_S = 300.0

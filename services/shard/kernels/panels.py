@@ -23,10 +23,12 @@ class Panels:
 
     Attributes:
         multiplies_bfloat16: it does, by pairs of columns; others widen pairs of rows.
+        sums_bytes: codes of 8 bits are multiplied by fours of columns; elsewhere by pairs.
     """
 
     width: int
     multiplies_bfloat16: bool = False
+    sums_bytes: bool = False
 
     @property
     def height(self) -> int:
@@ -79,21 +81,24 @@ class Panels:
         if matrix.dtype is torch.float32:
             return self.whole_rows(matrix).permute(0, 3, 1, 2)
         if self.multiplies_bfloat16:
-            return self._pairs(pad(matrix, (0, -matrix.shape[1] % 2)))
+            return self._neighbours(pad(matrix, (0, -matrix.shape[1] % 2)), 2)
         return self.whole_rows(matrix).permute(0, 3, 2, 1)
 
     def codes_of_8(self, codes: torch.Tensor) -> torch.Tensor:
-        """int8 [rows, columns] → [panels, pairs of columns, 2, width, 2]; columns are filled
-        up to whole fours."""
-        return self._pairs(pad(codes, (0, -codes.shape[1] % 4)))
+        """int8 [rows, columns] → [panels, pairs of columns, 2, width, 2], or [panels, fours of
+        columns, 2, width, 4] without signs, 128 for 0; columns are filled up to whole fours."""
+        filled = pad(codes, (0, -codes.shape[1] % 4))
+        return (
+            self._neighbours(filled ^ -128, 4) if self.sums_bytes else self._neighbours(filled, 2)
+        )
 
     def codes_of_4(self, codes: torch.Tensor) -> torch.Tensor:
-        """uint8 [rows, columns / 2], the even column in the low half → [panels, columns / 4, width,
-        2, 2]: of four columns a, b, c, d the bytes are a, c, b, d, each of two rows."""
-        rows = self.whole_rows(codes.view(len(codes), -1, 2))
-        low, high = rows[:, 0], rows[:, 1]
-        even, odd = (low & 15) | (high << 4), (low >> 4) | (high & 240)
-        return torch.stack((even, odd), dim=-2).transpose(1, 2)
+        """uint8 [rows, columns / 2], the even column in the low half → [panels, columns / 8, 2,
+        width, 4]: of eight columns the first four are in the low halves."""
+        pairs = codes.view(len(codes), -1, 4)
+        low, high = pairs & 15, pairs >> 4
+        eight = torch.stack((low, high), dim=-1).view(len(codes), -1, 2, 4)
+        return self._neighbours((eight[:, :, 0] | eight[:, :, 1] << 4).flatten(1), 4)
 
     def group_scales(self, scales: torch.Tensor) -> torch.Tensor:
         """bfloat16 [rows, groups, 2] → [panels, groups, 2, width, 2]; what stands for 2 first is
@@ -107,9 +112,10 @@ class Panels:
         half, lane = within // self.width, within % self.width
         if panels.dtype is torch.bfloat16 and not self.multiplies_bfloat16:
             return panels[panel, :, lane, half]
-        return panels[panel, :, half, lane].reshape(len(ids), -1)
+        found = panels[panel, :, half, lane].reshape(len(ids), -1)
+        return found ^ -128 if self.sums_bytes and found.dtype is torch.int8 else found
 
-    def _pairs(self, matrix: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] → [panels, pairs of columns, 2, width, 2]."""
-        rows = self.whole_rows(matrix.view(len(matrix), -1, 2))
+    def _neighbours(self, matrix: torch.Tensor, count: int) -> torch.Tensor:
+        """[rows, columns] → [panels, columns / count, 2, width, count]."""
+        rows = self.whole_rows(matrix.view(len(matrix), -1, count))
         return rows.permute(0, 3, 1, 2, 4)

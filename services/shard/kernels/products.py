@@ -29,8 +29,9 @@ _KERNELS = {
     torch.int8: "int8",
     torch.uint8: "int4",
 }
-# Columns of x that become integers together; groups must not straddle them.
-_CODE_BLOCK = 512
+# Columns of x that become integers together, and with 8 bits in one unit: a group of a scale is
+# some of the latter, and does not straddle the former.
+_CODE_BLOCK, _BYTE_GROUP = 512, 32
 
 
 class Product(ctypes.Structure):
@@ -83,12 +84,14 @@ class Packer:
     Attributes:
         rounds_bfloat16: products with bfloat16 round x to it, too, as their processor multiplies
             pairs of them.
+        sums_bytes: products with codes of 8 bits round x to 8 bits, as those of 4 bits do.
     """
 
     def __init__(self, library: Library) -> None:
         self._library = library
         self.rounds_bfloat16 = bool(_ask(library, "product_rounds"))
-        self._panels = Panels(_ask(library, "width"), self.rounds_bfloat16)
+        self.sums_bytes = bool(_ask(library, "product_bytes"))
+        self._panels = Panels(_ask(library, "width"), self.rounds_bfloat16, self.sums_bytes)
         self._rows_at_once = _ask(library, "product_rows")
 
     def pack(
@@ -128,7 +131,9 @@ class Packer:
 
     def _pack_codes(self, parts: Sequence[Codes], biases: Sequence[torch.Tensor | None]) -> Packed:
         panels, group = self._panels, parts[0].group_size
-        if any(part.group_size != group for part in parts) or (group and _CODE_BLOCK % group):
+        if any(part.group_size != group for part in parts) or (
+            group and (_CODE_BLOCK % group or group % _BYTE_GROUP)
+        ):
             raise ValueError(f"groups of {[part.group_size for part in parts]} columns")
         codes = [part.codes for part in parts]
         sizes, bias = _sizes(codes, biases), self._bias(_sizes(codes, biases), biases)
@@ -234,7 +239,7 @@ class PackedMatrix:
 
         A word per value, or with codes half of one and what belongs to blocks and groups.
         """
-        return min(num_rows, self._rows_at_once) * (self.num_columns + 2)
+        return min(num_rows, self._rows_at_once) * (self.num_columns + 4)
 
     def _run(self, x: torch.Tensor, out: torch.Tensor, out_stride: int) -> None:
         shape, types = x.shape, (x.dtype, out.dtype)

@@ -64,11 +64,14 @@ class FusedMlp(WithoutParameters):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., width] → the same."""
+        return self.down.multiply(self.hidden(x)).view(x.shape)
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., width] → [rows, columns of down]."""
         rows = x.reshape(-1, x.shape[-1])
         halves = self.both.multiply(rows).chunk(2, dim=-1)
         gate, up = halves if self.gated.gate_first else halves[::-1]
-        hidden = self._kernels.gate(self.gated.activation, gate, up)
-        return self.down.multiply(hidden).view(x.shape)
+        return self._kernels.gate(self.gated.activation, gate, up)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from services.shard.surgery.fused import (
 )
 from services.shard.surgery.packed import PackedLinear
 from services.shard.surgery.stacking import stack
-from services.shard.surgery.trial import NUM_TOKENS, agree, given, one_page
+from services.shard.surgery.trial import NUM_TOKENS, agree, given, given_to, one_page
 from services.shard.surgery.watching import NoPages
 
 _ACTIVATIONS = tuple({kernel: name for name, kernel in GATES.items()}.values())
@@ -88,11 +88,13 @@ class Fusing:
             if both.num_rows != 2 * down.num_columns or both.num_columns != down.num_rows:
                 continue
             x = self._noise(1, NUM_TOKENS, both.num_columns)
-            wanted = given(module, x)
+            with given_to(down, linears) as hidden:
+                wanted = given(module, x)
+            if wanted is None or not hidden or not agree(down.multiply(hidden[0]), wanted[0]):
+                continue
             for activation, gate_first in itertools.product(_ACTIVATIONS, (True, False)):
-                gated = Gated(activation, gate_first)
-                fused = FusedMlp(self._kernels, both, down, gated)
-                if wanted is not None and agree(fused(x), wanted):
+                fused = FusedMlp(self._kernels, both, down, Gated(activation, gate_first))
+                if agree(fused.hidden(x), hidden[0]):
                     return fused
         return None
 
@@ -109,11 +111,12 @@ class Fusing:
         wanted = given(module, hidden, tables, None, paged=seen)
         if wanted is None or seen.q is None or tables is None:
             return None
+        if not agree(out.multiply(seen.q.reshape(NUM_TOKENS, -1)), wanted[0][0]):
+            return None
         for rules in _head_rules(module, seen):
             fused = FusedAttention(self._kernels, layer, qkv, out, rules)
             own = _Seen()
-            got = given(fused, hidden, tables, None, paged=own)
-            if got is not None and agree(got[0], wanted[0]) and own.agrees(seen):
+            if given(fused, hidden, tables, None, paged=own) is not None and own.agrees(seen):
                 return fused
         return None
 

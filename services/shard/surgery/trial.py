@@ -5,7 +5,8 @@ Decides nothing but whether two results agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from services.shard.forward import PagedContext
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedAttention, PagedRows
+from services.shard.kernels.products import PackedMatrix
 from services.shard.kv_pool import KvPool, KvShape
+from services.shard.surgery.packed import PackedLinear
 
 NUM_TOKENS = 3
 # Of the largest value: float32 through a product or two.
@@ -41,6 +44,30 @@ def given(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return compute(*args, **kwargs)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return None
+
+
+@contextmanager
+def given_to(matrix: PackedMatrix, linears: Iterable[PackedLinear]) -> Iterator[list[torch.Tensor]]:
+    """What those of some linears that multiply by a matrix are given meanwhile, [rows, columns].
+
+    A product may round what it is given, and two tensors that are the same but for rounding give
+    results that are not: so what goes into it is compared, and what comes out of the same.
+    """
+    seen: list[torch.Tensor] = []
+
+    def note(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0].reshape(-1, matrix.num_columns))
+
+    hooks = [
+        linear.register_forward_pre_hook(note)
+        for linear in linears
+        if linear.shared.matrix is matrix
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def agree(got: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -13,19 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from services.shard.quantize import quantize
 from tests.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE
-from tests.compiled_kernels import needs_kernels
+from tests.compiled_kernels import kernels_sum_bytes, needs_kernels
 from tests.tiny_models import write_tiny_model
 from tests.unit.shard.quantized_models import load, mixed_logits, oracle, wide_fields
 
 # Of the logits' spread. Against the oracle only activations are rounded: by the kernels to 16 bits
-# of the largest of 512; by torch to 14 bits of a row's largest with int8, to bfloat16's 8 bits at
-# each product with int4.
-ROUNDING = {
-    ("auto", "int8"): 1e-3,
-    ("auto", "int4"): 1e-3,
-    ("off", "int8"): 4e-3,
-    ("off", "int4"): 0.06,
-}
+# of the largest of 512 or to 8 of the largest of 32; by torch to 14 bits of a row's largest with
+# int8, to bfloat16's 8 bits at each product with int4.
+OF_16_BITS, OF_8_BITS = 1e-3, 0.1
+OF_TORCH = {"int8": 4e-3, "int4": 0.06}
 # Mean divergence in nats from the plain model, twice the largest measured. Random weights have no
 # redundancy, and a router of random weights turns to other experts: real models lose far less (the
 # demo model 0.0002 with int4).
@@ -56,6 +52,12 @@ def _sequences(seed: str) -> list[list[int]]:
     return [[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in (70, 41, 33, 7, 1)]
 
 
+def _rounding(setting: str, scheme: str) -> float:
+    if setting == "off":
+        return OF_TORCH[scheme]
+    return OF_8_BITS if scheme == "int4" or kernels_sum_bytes() else OF_16_BITS
+
+
 def _spread(logits: torch.Tensor) -> float:
     return float(logits.std())
 
@@ -76,17 +78,21 @@ def test_logits_equal_transformers_with_the_values_of_the_codes(
         wanted = [wanted_model(torch.tensor([tokens])).logits[0] for tokens in sequences]
         floats = [plain_model(torch.tensor([tokens])).logits[0] for tokens in sequences]
     got = mixed_logits(loaded, sequences, random.Random(variant))
-    worst, divergences, agreed = 0.0, [], 0
+    differences, divergences, agreed = [], [], 0
     for (i, position), logits in got.items():
         expected, original = wanted[i][position], floats[i][position].log_softmax(-1)
-        worst = max(worst, float((logits - expected).abs().max()) / _spread(expected))
+        differences.append(float((logits - expected).abs().max()) / _spread(expected))
         divergence = original.exp() * (original - logits.log_softmax(-1))
         divergences.append(float(divergence.sum()))
         agreed += int(logits.argmax() == original.argmax())
     kl = sum(divergences) / len(divergences)
+    worst, bound = max(differences), _rounding(setting, scheme)
     print(f"{variant} {scheme}: worst {worst:.5f} kl {kl:.5f} agree {agreed / len(got):.2f}")
-    assert worst < ROUNDING[setting, scheme]
-    bounds = MAX_KL_OF_EXPERTS if model_type in ("mixtral", "qwen3_moe") else MAX_KL
+    num_beyond = sum(difference >= bound for difference in differences)
+    # a router turns to other experts where it nearly had
+    has_experts = model_type in ("mixtral", "qwen3_moe")
+    assert num_beyond <= (0.15 * len(differences) if has_experts and bound == OF_8_BITS else 0)
+    bounds = MAX_KL_OF_EXPERTS if has_experts else MAX_KL
     assert kl < bounds[scheme]
 
 
@@ -106,4 +112,4 @@ def test_chunks_and_neighbours_change_nothing(
             if other is not None:
                 worst = max(worst, float((logits - other).abs().max()) / _spread(logits))
     print(f"{model_type} {scheme}: {worst:.6f}")
-    assert worst < ROUNDING[setting, scheme]
+    assert worst < _rounding(setting, scheme)

@@ -1,50 +1,65 @@
-// Rows of x as integers: of each, every kActivationBlock columns have 16 bits, in units of their
-// largest value / 32767. 8 bits would lose 258 times as much, and save no instruction without
-// AVX-512 VNNI.
+// Rows of x as integers, in the order in which the products with codes read them: by pairs of columns
+// with 16 bits, or by fours with 8.
 #pragma once
 
 #include "panels.h"
 
 namespace infermesh::products {
 
-// Of a sum of 512 products: 512 * 32767 * 128 < 2^31.
-constexpr int64_t kActivationBlock = 512;
-constexpr float kLargest = 32767;
+// Columns in hand at a time. With 16 bits they share a unit, and their sum of products can't
+// overflow: 512 * 32767 * 128 < 2^31.
+constexpr int64_t kCodeBlock = 512;
+constexpr float kLargestPair = 32767;
+// Columns that share a unit with 8 bits.
+constexpr int64_t kByteGroup = 32;
+constexpr float kLargestByte = 127;
+// Values whose largest is smaller are all 0.
 constexpr float kSmallestPeak = 1e-30f;
 // Added and taken away again, it leaves the nearest integer, ties to even.
 constexpr float kRound = 12582912;
 
-// Of the integers that share a group's scale.
-struct GroupSum {
-  int32_t from_code;  // times -8, as code 8 stands for the zero
-  float for_zero;
-};
-
 inline int64_t blocks_of(const Product& product) {
-  return (product.num_columns + kActivationBlock - 1) / kActivationBlock;
+  return (product.num_columns + kCodeBlock - 1) / kCodeBlock;
 }
 
-// x of a product as integers, tile by tile, in its scratch.
-struct Activations {
-  int64_t num_pairs, num_blocks, num_groups;  // pairs of columns, of which there are whole fours
-  int32_t* pairs;  // per tile [num_pairs, height]
-  float* units;    // per tile [num_blocks, height]
-  GroupSum* sums;  // per tile [num_groups, height]
+// x by pairs of columns, tile by tile, in a product's scratch.
+struct Pairs {
+  int64_t num_pairs, num_blocks;  // there are whole fours of columns
+  int32_t* pairs;                 // per tile [num_pairs, height]
+  float* units;                   // per tile [num_blocks, height]
 
-  Activations(const Product& product, int64_t num_rows, void* scratch)
+  Pairs(const Product& product, int64_t num_rows, void* scratch)
       : num_pairs((product.num_columns + 3) / 4 * 2),
         num_blocks(blocks_of(product)),
-        num_groups(product.group_size ? product.num_columns / product.group_size : 0),
         pairs(static_cast<int32_t*>(scratch)),
-        units(reinterpret_cast<float*>(pairs + num_rows * num_pairs)),
-        sums(reinterpret_cast<GroupSum*>(units + num_rows * num_blocks)) {}
+        units(reinterpret_cast<float*>(pairs + num_rows * num_pairs)) {}
 };
 
-// Up to kActivationBlock values to integers, and zeros behind them up to whole vectors. Returns
-// their unit, which is no number where one of the values is none or infinite.
+// A group of a row: what its integers are multiples of, their sum, and the sum of what they mean.
+struct Group {
+  float unit;
+  int32_t sum;
+  float total;
+};
+
+// x by fours of columns, in the same way.
+struct Fours {
+  int64_t num_fours, num_groups;  // the last ones may be filled up with zeros
+  int32_t* fours;                 // per tile [num_fours, height]
+  Group* groups;                  // per tile [num_groups, height]
+
+  Fours(const Product& product, int64_t num_rows, void* scratch)
+      : num_fours((product.num_columns + 3) / 4),
+        num_groups((product.num_columns + kByteGroup - 1) / kByteGroup),
+        fours(static_cast<int32_t*>(scratch)),
+        groups(reinterpret_cast<Group*>(fours + num_rows * num_fours)) {}
+};
+
+// Up to kCodeBlock values to integers, and zeros behind them up to whole vectors. Returns their unit,
+// of which `most` are the largest value; no number where one of the values is none or infinite.
 template <typename X>
-float quantize(const X* x, int64_t count, int32_t* out) {
-  alignas(64) float values[kActivationBlock];
+float quantize(const X* x, int64_t count, float most, int32_t* out) {
+  alignas(64) float values[kCodeBlock];
   const int64_t whole = (count + kWidth - 1) / kWidth * kWidth;
   for (int64_t k = 0; k < count; ++k) values[k] = to_float(x[k]);
   for (int64_t k = count; k < whole; ++k) values[k] = 0;
@@ -60,33 +75,61 @@ float quantize(const X* x, int64_t count, int32_t* out) {
     for (int64_t k = 0; k < whole; ++k) out[k] = 0;
     return zero;
   }
-  const Floats inverse = fill(kLargest / peak), round = fill(kRound);
+  const Floats inverse = fill(most / peak), round = fill(kRound);
   for (int64_t k = 0; k < whole; k += kWidth) {
     const Floats nearest = multiply_add(load_floats(values + k), inverse, round) - round;
     store(out + k, __builtin_convertvector(nearest, Ints));
   }
-  return peak / kLargest;
+  return peak / most;
 }
 
 // A block of columns of a tile.
 template <typename X>
 void prepare_block(const Product& product, const X* x, int height, int64_t block, int32_t* pairs,
-                   float* units, GroupSum* sums) {
-  const int64_t first = block * kActivationBlock, left = product.num_columns - first;
-  const int64_t count = left < kActivationBlock ? left : kActivationBlock;
-  const int64_t group = product.group_size;
-  alignas(64) int32_t values[kActivationBlock];
+                   float* units) {
+  const int64_t first = block * kCodeBlock;
+  const int64_t count = std::min(kCodeBlock, product.num_columns - first);
+  alignas(64) int32_t values[kCodeBlock];
   for (int row = 0; row < height; ++row) {
-    units[block * height + row] = quantize(x + row * product.x_stride + first, count, values);
+    units[block * height + row] =
+        quantize(x + row * product.x_stride + first, count, kLargestPair, values);
     for (int64_t k = 0; k < (count + 3) / 4 * 4; k += 2)
       pairs[(first + k) / 2 * height + row] =
           static_cast<int32_t>((values[k] & 0xFFFFu) | static_cast<uint32_t>(values[k + 1]) << 16);
-    for (int64_t start = 0; group && start < count; start += group) {
-      int32_t sum = 0;
-      for (int64_t k = start; k < start + group; ++k) sum += values[k];
-      sums[(first + start) / group * height + row] = {-8 * sum, static_cast<float>(sum)};
-    }
   }
+}
+
+template <typename X>
+void prepare_block(const Product& product, const X* x, int height, int64_t block, int32_t* fours,
+                   Group* groups) {
+  const int64_t first = block * kCodeBlock;
+  const int64_t end = std::min(first + kCodeBlock, product.num_columns);
+  alignas(64) int32_t values[kByteGroup];
+  for (int row = 0; row < height; ++row)
+    for (int64_t start = first; start < end; start += kByteGroup) {
+      const int64_t count = std::min(kByteGroup, end - start);
+      Group& group = groups[start / kByteGroup * height + row];
+      group.unit = quantize(x + row * product.x_stride + start, count, kLargestByte, values);
+      group.sum = 0;
+      for (int64_t k = 0; k < count; ++k) group.sum += values[k];
+      group.total = group.unit * static_cast<float>(group.sum);
+      for (int64_t k = 0; k < count; k += 4) {
+        uint32_t four = 0;
+        for (int i = 0; i < 4; ++i) four |= (values[k + i] & 0xFFu) << (8 * i);
+        fours[(start + k) / 4 * height + row] = static_cast<int32_t>(four);
+      }
+    }
+}
+
+// The same, of x of either type; the tile begins with row `first_row` of x.
+template <typename... To>
+void prepare_block_of_any(const Product& product, int64_t first_row, int height, int64_t block,
+                          To*... to) {
+  const int64_t offset = first_row * product.x_stride;
+  if (product.x_is_bfloat16)
+    prepare_block(product, static_cast<const BFloat16*>(product.x) + offset, height, block, to...);
+  else
+    prepare_block(product, static_cast<const float*>(product.x) + offset, height, block, to...);
 }
 
 }  // namespace infermesh::products

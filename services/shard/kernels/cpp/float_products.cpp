@@ -65,6 +65,7 @@ struct FloatKind {
   typedef typename Weights::X X;
   // Of a panel, it stays in the first cache while all tiles pass.
   static constexpr int64_t kBlock = 256;
+  static constexpr int kTallest = kTile;
   static constexpr int64_t kStepsOfBlock = kBlock / Weights::kColumns;
 
   static constexpr int panels_at_once(int64_t height) {

@@ -7,6 +7,7 @@
 // Norms without a weight are not there.
 #include "panels.h"
 
+using namespace infermesh;
 using infermesh::products::Product;
 
 extern "C" {
@@ -131,9 +132,19 @@ void mlp(const Layer& layer, const Step& step, const float* x, float* out) {
   multiply(layer.down, step, step.hidden, out, layer.down.num_rows);
 }
 
-// x = x + multiplier * added
+// x = x + multiplier * added, each rounded, as torch does.
 void add(const float* added, float multiplier, int64_t count, float* x) {
-  for (int64_t i = 0; i < count; ++i) x[i] = x[i] + multiplier * added[i];
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    Floats product = multiplier * load_floats(added + i);
+    settle(product);
+    store_floats(x + i, load_floats(x + i) + product);
+  }
+  for (; i < count; ++i) {
+    float product = multiplier * added[i];
+    settle(product);
+    x[i] = x[i] + product;
+  }
 }
 
 void run(const Layer& layer, const Step& step, float* states, float* added) {

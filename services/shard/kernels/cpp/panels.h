@@ -8,12 +8,14 @@
 // ascending blocks, as the sums of integers are exact): a row gives the same bits in any batch.
 #pragma once
 
+#include <algorithm>
+
 #include "common.h"
 
 namespace infermesh::products {
 
 constexpr int kPanel = 2 * kWidth;
-// What leaves registers for a panel's weights beside the sums.
+// Rows of a tile: what leaves registers for a panel's weights beside the sums.
 constexpr int kTile = kWidth == 16 ? 12 : 6;
 // Rows of x in hand at a time: a block of their columns stays in the second cache.
 constexpr int64_t kRowBlock = 192;
@@ -54,7 +56,7 @@ struct Product {
   int64_t group_size;     // of codes of 4 bits, else 0
   void* out;              // float or BFloat16
   int64_t out_stride;  // 0: each part is a matrix of its own, one after the other
-  void* scratch;       // num_columns + 2 words for each row, at most kRowBlock of them
+  void* scratch;       // num_columns + 4 words for each row, at most kRowBlock of them
   int32_t x_is_bfloat16, out_is_bfloat16;
   int32_t num_threads;
 };
@@ -63,7 +65,7 @@ struct Product {
 struct Tiles {
   int64_t num_rows, count;
 
-  explicit Tiles(int64_t rows) : num_rows(rows), count((rows + kTile - 1) / kTile) {}
+  Tiles(int64_t rows, int64_t tallest) : num_rows(rows), count((rows + tallest - 1) / tallest) {}
   int64_t start(int64_t tile) const { return num_rows * tile / count; }
   int height(int64_t tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
 };
@@ -89,7 +91,8 @@ struct Ahead {
 
 // Calls the `Loop` of a tile's height and of 1 panel or as many as the kind takes at once; both are
 // known to the compiler.
-template <class Kind, template <int, int> class Loop, int kHeight = kTile, typename... Arguments>
+template <class Kind, template <int, int> class Loop, int kHeight = Kind::kTallest,
+          typename... Arguments>
 void for_height(int64_t height, int64_t num_panels, Arguments... arguments) {
   if constexpr (kHeight > 0) {
     if (height != kHeight)
@@ -132,7 +135,8 @@ void write_panel(const Product& product, int64_t first_row, int64_t num_rows, in
     write_row(sums + row * kPanel, scales, bias, target.count, to + row * stride);
 }
 
-// Rows of x by panels [first, last). Kind has kBlock, and for a block of columns
+// Rows of x by panels [first, last). Kind has kBlock, kTallest of its tiles, and for a
+// block of columns
 // `add(product, prepared, tiles, tile, panel, num_panels, block, sums)` of a tile by one panel or,
 // where it is the only tile, by `panels_at_once`: memory is faster in several streams.
 template <class Kind>
@@ -173,7 +177,7 @@ void multiply(const Product& product) {
   const int64_t num_shares = wanted_shares < most_shares ? wanted_shares : most_shares;
   for (int64_t row = 0; row < product.num_rows; row += kRowBlock) {
     const int64_t left = product.num_rows - row;
-    const Tiles tiles(left < kRowBlock ? left : kRowBlock);
+    const Tiles tiles(left < kRowBlock ? left : kRowBlock, Kind::kTallest);
     const int64_t num_units = Kind::num_units(product, tiles);
     const bool is_one_tile = tiles.count == 1;  // to share it would take longer than to make it
     for (int64_t unit = 0; is_one_tile && unit < num_units; ++unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn.functional import pad
 from services.shard.kernels.library import Library
 from services.shard.kernels.products import Packer
 from services.shard.row_codes import Codes
+from tests.compiled_kernels import with_byte_sums
+from tests.unit.shard.conftest import SWITCH
 
 FLOATS = [torch.float32, torch.bfloat16]
 # Columns per scale of 4-bit codes; 0 is 8 bits, None floats.
@@ -42,6 +45,10 @@ class Part:
     def is_codes(self) -> bool:
         return isinstance(self.given, Codes)
 
+    @property
+    def has_groups(self) -> bool:
+        return isinstance(self.given, Codes) and self.given.group_size > 0
+
 
 def _part(kind: str, height: int, width: int, seed: int = 0) -> Part:
     group = GROUPS[kind]
@@ -63,16 +70,18 @@ def _width(kind: str, width: int) -> int:
     return width + -width % (GROUPS[kind] or 1)
 
 
-def _bound(x: torch.Tensor, part: Part) -> torch.Tensor:
+def _bound(packer: Packer, x: torch.Tensor, part: Part) -> torch.Tensor:
     """Sums in float32, one after the other (Higham, Accuracy and Stability, 3.1): n u Σ |x| |w|;
-    with codes, half of the unit of each value of x, of which each 512 columns have their own."""
+    with codes, half of the unit of each value of x, of which each 512 columns have their own, or
+    each 32 with 8 bits."""
     rounding = (x.shape[1] + 4) * UNIT * (x.double().abs() @ part.sizes.T) + 1e-30
     if not part.is_codes:
         return rounding
     columns = x.shape[1]
-    blocks = pad(x.double().abs(), (0, -columns % 512)).view(len(x), -1, 512)
-    units = (blocks.amax(dim=2) / 32767).repeat_interleave(512, dim=1)[:, :columns]
-    return rounding + units * 0.501 @ part.values.abs().T
+    block, most = (32, 127) if part.has_groups or packer.sums_bytes else (512, 32767)
+    blocks = pad(x.double().abs(), (0, -columns % block)).view(len(x), -1, block)
+    units = (blocks.amax(dim=2) / most).repeat_interleave(block, dim=1)[:, :columns]
+    return rounding * (1 + 1 / most) + units * 0.501 @ part.values.abs().T
 
 
 def _wanted(x: torch.Tensor, part: Part) -> torch.Tensor:
@@ -84,9 +93,16 @@ def _read(packer: Packer, x: torch.Tensor, kind: str) -> torch.Tensor:
     return x.bfloat16() if kind == "bfloat16" and packer.rounds_bfloat16 else x
 
 
-@pytest.fixture(scope="module")
-def packer(kernels: Library) -> Packer:
-    return Packer(kernels)
+@pytest.fixture(scope="module", params=["this processor's", "bytes"])
+def packer(request: pytest.FixtureRequest, kernels: Library) -> Packer:
+    """Of the code for this processor, and where it has no sums of bytes, of that with them, too."""
+    packer = Packer(kernels)
+    if request.param == "bytes":
+        if packer.sums_bytes or SWITCH in os.environ:
+            pytest.skip("the same code")
+        packer = Packer(with_byte_sums())
+        assert packer.sums_bytes
+    return packer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,7 +128,7 @@ def test_product_is_that_of_float64_when_the_shape_is_odd(
     x = x.to(x_dtype)
     got = packer.pack([part.given]).multiply(x, torch.float32)
     x = _read(packer, x, kind)
-    assert ((got - _wanted(x, part)).abs() <= _bound(x, part)).all()
+    assert ((got - _wanted(x, part)).abs() <= _bound(packer, x, part)).all()
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS)
@@ -125,7 +141,7 @@ def test_product_is_that_of_float64_when_rows_come_in_blocks(
     got = packer.pack([part.given], [bias]).multiply(x)
     x = _read(packer, x, kind)
     wanted = _wanted(x, part) + bias.double()
-    assert ((got - wanted).abs() <= _bound(x, part) + 2 * UNIT * wanted.abs()).all()
+    assert ((got - wanted).abs() <= _bound(packer, x, part) + 2 * UNIT * wanted.abs()).all()
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4-32"])
@@ -134,7 +150,7 @@ def test_small_values_keep_their_digits_beside_outliers(packer: Packer, kind: st
     x = torch.randn(9, 1536) * torch.logspace(-20, 20, 9)[:, None]
     x[:, 3] *= 1000
     got = packer.pack([part.given]).multiply(x)
-    assert ((got - _wanted(x, part)).abs() <= _bound(x, part)).all()
+    assert ((got - _wanted(x, part)).abs() <= _bound(packer, x, part)).all()
 
 
 def test_sums_do_not_overflow_when_all_codes_and_activations_are_extreme(packer: Packer) -> None:

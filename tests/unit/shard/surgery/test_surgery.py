@@ -15,6 +15,7 @@ from services.shard.domain import LoadSpec
 from services.shard.kernels.library import Library
 from services.shard.kernels.products import Packer
 from services.shard.loading import load_model
+from services.shard.row_codes import Codes
 from services.shard.surgery.fused import FusedLayer
 from services.shard.surgery.fusing import Fusing
 from services.shard.surgery.operation import _modules
@@ -145,3 +146,19 @@ def test_a_module_of_the_same_parts_stays_where_it_computes_otherwise(
     fusing = Fusing(kernels)
     fusing.run(model)
     assert fusing.counts["mlps"] == num_fused
+
+
+def test_a_module_is_fused_where_its_products_round_what_they_are_given(
+    kernels: Library, packer: Packer
+) -> None:
+    """A value that is rounded another way, because torch computed it a little differently, changes
+    a product by more than modules may differ."""
+    parts = []
+    for size in ((4096, 64), (4096, 64), (64, 4096)):
+        parts.append(Codes.empty(*size, group_size=32))
+        assert parts[-1].quantize_(torch.randn(size))
+    both, down = Shared(packer.pack(parts[:2])), Shared(packer.pack(parts[2:]))
+    model: Any = nn.Sequential(Mlp(both, down, extra=1e-4))
+    fusing = Fusing(kernels)
+    fusing.run(model)
+    assert fusing.counts["mlps"] == 1
