@@ -98,7 +98,8 @@ class LookupSession:
         try:
             found = await self._lookups.by_meaning(query)
         except Exception:  # a defect of ours is a miss, too
-            _log.exception("a lookup failed", extra={"request_id": message.request_id})
+            fields = {"request_id": message.request_id, "traceparent": message.traceparent}
+            _log.exception("a lookup failed", extra=fields)
             found = Found(miss(Reason.EMBEDDER_FAILED))
         _trace(message, found, began_ns)
         response = found_to_pb(message.lookup_id, found, self._lookups.mark)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from infermesh.config import SchedulerConfig
 from infermesh.errors import Internal, ModelLoading
 from infermesh.telemetry import tracing
 from infermesh.telemetry.logs import JsonFormatter
+from infermesh.v1 import semantic_cache_service_pb2 as cache_pb
+from services.cache.domain import Mark
+from services.cache.session import LookupSession
 from services.scheduler.replica import Replica
 from services.shard.containment import ContainedEngine
 from services.shard.domain import Sampling
@@ -121,3 +125,37 @@ def test_shard_names_the_trace_when_a_rows_computation_fails(
     ]
     ContainedEngine(Device()).compute(rows, np.zeros((3, 1), dtype=np.int64))
     assert line_of(caplog, "a row's computation failed")["trace_id"] == TRACE
+
+
+class FailingLookups:
+    """Has nothing at once, and a defect."""
+
+    mark = Mark(bytes(16), 0)
+
+    def at_once(self, query: Any) -> None:
+        return None
+
+    async def by_meaning(self, query: Any) -> Any:
+        raise RuntimeError("rehearsed")
+
+
+@pytest.mark.usefixtures("exporting")
+async def test_cache_names_a_request_and_its_trace_when_a_lookup_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    query = cache_pb.Query(
+        lookup_id=1,
+        request_id="request-1",
+        traceparent=TRACEPARENT,
+        exact_fingerprint=bytes(32),
+        compatibility_fingerprint=bytes(32),
+    )
+
+    async def messages() -> AsyncIterator[cache_pb.LookupRequest]:
+        yield cache_pb.LookupRequest(query=query)
+
+    lookups: Any = FailingLookups()
+    async with asyncio.TaskGroup() as tasks:
+        await LookupSession(lookups, tasks).read(messages())
+    line = line_of(caplog, "a lookup failed")
+    assert (line["request_id"], line["trace_id"]) == ("request-1", TRACE)

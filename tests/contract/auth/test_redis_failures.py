@@ -79,10 +79,13 @@ async def test_redis_that_comes_back_empty_begins_with_what_the_ledger_has(
     auth: Auth, own_redis: RedisServer
 ) -> None:
     now = time.time()
+    earlier = min(3600, 0.9 * (now % 86_400))  # of the same day, not of the same minute
+    if earlier < 120:
+        pytest.skip("the day is too young")
 
     async def rows() -> AsyncIterator[pb.RecordUsageRequest]:
         yield use(1, now, 400)
-        yield use(2, now - 3600 if now % 86_400 > 7200 else now, 4300)
+        yield use(2, now - earlier, 4300)
 
     await auth.stub.RecordUsage(rows())
     one = Gateway(auth.stub, "one")
