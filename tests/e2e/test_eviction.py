@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from benchmarks.prefix_reuse import Conversations, Workload
 from tests.e2e.mesh_process import Mesh
@@ -50,6 +51,7 @@ def computed(folder: Path, policy: str) -> tuple[float, float]:
     return tokens, evictions
 
 
+@pytest.mark.slow
 def test_chats_are_kept_before_what_was_asked_once_when_memory_is_short(tmp_path: Path) -> None:
     by_value, by_age = (computed(tmp_path / policy, policy) for policy in ("value", "lru"))
     assert by_value[0] <= 0.95 * by_age[0]

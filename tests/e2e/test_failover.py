@@ -158,6 +158,7 @@ async def poisonous(mesh: Mesh) -> str | None:
     return None
 
 
+@pytest.mark.slow
 async def test_poisonous_request_ends_and_a_hundred_innocent_ones_lose_nothing(
     rehearsing: Mesh,
 ) -> None:

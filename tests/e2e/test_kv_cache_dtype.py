@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from openai.types.chat import ChatCompletion
 
 from tests.e2e.mesh_process import Mesh
@@ -35,6 +36,7 @@ def ask(mesh: Mesh, preamble: str) -> ChatCompletion:
     )
 
 
+@pytest.mark.slow
 def test_twice_as_many_tokens_fit_the_same_bytes_and_are_served(tmp_path: Path) -> None:
     for name in ("auto", "float32"):
         (tmp_path / name).mkdir()

@@ -41,6 +41,7 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_packed_weights_outlive_their_shard_and_are_shared_and_never_served_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

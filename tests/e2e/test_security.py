@@ -118,6 +118,7 @@ def test_every_process_tells_when_its_certificate_expires(mesh: Mesh) -> None:
     assert len({mesh.metric(s["name"], name) for s in mesh.facts["services"]}) == 1
 
 
+@pytest.mark.slow
 async def test_no_request_fails_while_the_authority_is_replaced(mesh: Mesh, folder: Path) -> None:
     old = Path(shutil.copytree(folder / "gateway", mesh.tmp_path / "old"))
     undisturbed = mesh.service("scheduler-1")["pid"]

@@ -99,7 +99,8 @@ def test_neighbours_of_two_versions_serve_every_feature(
         wait_until(lambda: billed(tmp_path) >= 4, 20.0)
 
 
-@pytest.mark.parametrize("goes_back", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("goes_back", [False, True])
 async def test_no_request_fails_while_a_mesh_is_upgraded_and_rolled_back(
     tmp_path: Path, goes_back: bool
 ) -> None:
