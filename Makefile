@@ -27,7 +27,7 @@ run: setup ## start the mesh with the demo model, ask it a question, serve until
 	@up() { $(BIN)/infermesh up --ask "What is the capital of France?"; }; \
 	if [ -t 0 ]; then set -m; up & fg >/dev/null; else up; fi # in a terminal Ctrl-C must not reach make, which would exit 130
 
-test: $(VENV)/.ready-dev ## every test but the slow ones (10 minutes at most)
+test: $(VENV)/.ready-dev ## every test but the slow ones
 	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit tests/contract tests/deploy -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/e2e # meshes want the machine for themselves
 

@@ -20,7 +20,7 @@ STEP_S = 0.02
 SLOTS = 16
 TOKENS = 8
 # Three times what is got done of so many tokens are requests that gateway and clients keep up with.
-LONGER = 32
+LONGER = 16
 PROMPT = 32
 # Prompts that the queue holds. Normal priority may fill four fifths of it, and a tenant leaves a
 # fifth of that to others.
@@ -28,7 +28,8 @@ QUEUE = 64
 TENANTS_QUEUE = math.ceil(0.8 * 0.8 * QUEUE)
 # What SLOTS sequences of LONGER steps get done.
 CAPACITY = SLOTS / (LONGER * STEP_S)
-OVERLOAD_S = 1.5
+# In seconds and capacities: the rate is known before many are refused.
+LOADS = ((0.5, 1.2), (0.8, 3.0))
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,7 @@ async def test_tenant_hardly_feels_another_that_sends_a_hundred_times_as_much(me
     assert mesh.metric("scheduler-0", "fair_order_overtakes_total") > overtakes
 
 
+@pytest.mark.slow  # and wants a machine that others leave alone: rates are measured within a second
 async def test_obedient_clients_get_in_and_accepted_requests_finish_at_three_times_the_capacity(
     mesh: Mesh,
 ) -> None:
@@ -162,10 +164,11 @@ async def test_obedient_clients_get_in_and_accepted_requests_finish_at_three_tim
             tries.append(await crowd.ask(client, max_tries=4))
 
         async with asyncio.TaskGroup() as tasks:
-            began, rate = time.perf_counter(), 3 * CAPACITY
-            for number in range(int(rate * OVERLOAD_S)):  # open loop
-                tasks.create_task(one(clients[number % len(clients)]))
-                await asyncio.sleep(began + (number + 1) / rate - time.perf_counter())
+            for duration_s, factor in LOADS:
+                began, rate = time.perf_counter(), factor * CAPACITY
+                for number in range(int(rate * duration_s)):  # open loop
+                    tasks.create_task(one(clients[number % len(clients)]))
+                    await asyncio.sleep(began + (number + 1) / rate - time.perf_counter())
     assert crowd.refusals, "that was no overload"
     for response in crowd.refusals:
         assert response.status_code == 429
