@@ -11,6 +11,7 @@ from services.shard.kernels.compiling import CannotCompile, prepare
 # What torch says of a processor, and what Linux does of it that matters here.
 PROCESSORS = (
     ("AVX2", frozenset[str]()),
+    ("AVX2", frozenset({"avx_vnni"})),
     ("AVX512", frozenset[str]()),
     ("AVX512", frozenset({"avx512_vnni"})),
     ("AVX512", frozenset({"avx512_vnni", "avx512_bf16"})),

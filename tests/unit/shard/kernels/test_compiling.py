@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.shard import host
-from services.shard.kernels import compiling, library
+from services.shard.kernels import compiling, library, prebuild
 from services.shard.kernels.compiling import CannotCompile
 from tests.compiled_kernels import CAPABILITY, needs_kernels
 
@@ -121,3 +121,8 @@ def test_instructions_beyond_the_architecture_are_used_where_the_processor_has_t
     assert found[0] != found[1]
     compiled = [line for line in calls.read_text().splitlines() if " -c " in line]
     assert ["-mavx512vnni" in line for line in compiled] == [False, True]
+
+
+def test_images_have_a_library_for_every_extension_that_is_looked_for() -> None:
+    looked_for = {name for found in compiling._EXTENSIONS.values() for name in found}
+    assert looked_for == frozenset().union(*(features for _, features in prebuild.PROCESSORS))
