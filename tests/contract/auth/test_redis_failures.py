@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from services.auth import metrics
 from services.auth.redis_connection import RedisConnection, refuse_server, server_of
 from services.auth.redis_script import SOURCE
 from services.auth.service import AuthProcess
-from tests.auth_process import Auth, running_auth, start_auth
+from tests.auth_process import Auth, TurnedClock, running_auth, start_auth
 from tests.contract.auth.test_leases import Gateway
 from tests.redis_server import RedisServer, running_redis
 
 SECRET = "correct-horse"
+NOON_S = 43_200
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,18 @@ def own_redis() -> Iterator[RedisServer]:
         yield server
 
 
+@asynccontextmanager
+async def limited(folder: Path, redis: RedisServer, **more: Any) -> AsyncIterator[Auth]:
+    """Auth on a new database of each, with a tenant."""
+    settings = {"redis_url": redis.new_database(), "redis_timeout_ms": 400, **more}
+    async with running_auth(folder, f"sqlite:///{folder}/auth.sqlite3", **settings) as running:
+        await running.tenant("acme", tokens_per_minute=1000, daily_tokens=5000)
+        yield running
+
+
 @pytest.fixture
 async def auth(tmp_path: Path, own_redis: RedisServer) -> AsyncIterator[Auth]:
-    database_url = f"sqlite:///{tmp_path}/auth.sqlite3"
-    url = own_redis.new_database()
-    async with running_auth(tmp_path, database_url, redis_url=url, redis_timeout_ms=400) as running:
-        await running.tenant("acme", tokens_per_minute=1000, daily_tokens=5000)
+    async with limited(tmp_path, own_redis) as running:
         yield running
 
 
@@ -76,34 +83,33 @@ def use(number: int, finished_s: float, tokens: int) -> pb.RecordUsageRequest:
 
 
 async def test_redis_that_comes_back_empty_begins_with_what_the_ledger_has(
-    auth: Auth, own_redis: RedisServer
+    tmp_path: Path, own_redis: RedisServer
 ) -> None:
-    now = time.time()
-    earlier = min(3600, 0.9 * (now % 86_400))  # of the same day, not of the same minute
-    if earlier < 120:
-        pytest.skip("the day is too young")
+    clock = TurnedClock()
+    clock.now += NOON_S - clock.now % 86_400  # an hour ago was the same day
 
     async def rows() -> AsyncIterator[pb.RecordUsageRequest]:
-        yield use(1, now, 400)
-        yield use(2, now - earlier, 4300)
+        yield use(1, clock.now, 400)
+        yield use(2, clock.now - 3600, 4300)
 
-    await auth.stub.RecordUsage(rows())
-    one = Gateway(auth.stub, "one")
-    grant = await one.report(needed=5000)
-    # of the day 300 are left, of the minute 600
-    assert grant.granted.tokens == 300
-    own_redis.kill()
-    own_redis.start()
-    limits = pb.TenantLimits(daily_tokens=5000, monthly_tokens=4900)
-    await auth.admin.UpdateTenant(admin_pb.UpdateTenantRequest(id="acme", limits=limits))
-    two = Gateway(auth.stub, "two")
-    grant = await two.report(needed=5000)
-    assert grant.granted.tokens == 200, "beyond what the lost lease had, nothing of the budget"
-    # the lease that Redis forgot is over once it was spent from
-    again = Gateway(auth.stub, "one")
-    assert (await again.report(spent=10)).ended
-    for gateway in (one, two, again):
-        gateway.close()
+    async with limited(tmp_path, own_redis, clock=clock) as auth:
+        await auth.stub.RecordUsage(rows())
+        one = Gateway(auth.stub, "one")
+        grant = await one.report(needed=5000)
+        # of the day 300 are left, of the minute 600
+        assert grant.granted.tokens == 300
+        own_redis.kill()
+        own_redis.start()
+        limits = pb.TenantLimits(daily_tokens=5000, monthly_tokens=4900)
+        await auth.admin.UpdateTenant(admin_pb.UpdateTenantRequest(id="acme", limits=limits))
+        two = Gateway(auth.stub, "two")
+        grant = await two.report(needed=5000)
+        assert grant.granted.tokens == 200, "beyond what the lost lease had, nothing of the budget"
+        # the lease that Redis forgot is over once it was spent from
+        again = Gateway(auth.stub, "one")
+        assert (await again.report(spent=10)).ended
+        for gateway in (one, two, again):
+            gateway.close()
 
 
 async def test_frozen_redis_is_given_up_in_time_and_keys_are_verified_all_the_while(
