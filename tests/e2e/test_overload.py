@@ -168,6 +168,7 @@ async def test_obedient_clients_get_in_and_accepted_requests_finish_at_three_tim
                 began, rate = time.perf_counter(), factor * CAPACITY
                 for number in range(int(rate * duration_s)):  # open loop
                     tasks.create_task(one(clients[number % len(clients)]))
+                    # the pace of arrivals is what makes it an overload
                     await asyncio.sleep(began + (number + 1) / rate - time.perf_counter())
     assert crowd.refusals, "that was no overload"
     for response in crowd.refusals:

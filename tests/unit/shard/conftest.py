@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from services.shard.kernels.library import Library, load
-from services.shard.torch_loading import DEFAULT_FOLDER
-from tests.compiled_kernels import WHY_NOT, has_kernels
+from tests.compiled_kernels import FOLDER, WHY_NOT, has_kernels
 
 # A library to test in place of the cached one: `make sanitize-kernels` sets it.
 SWITCH = "INFERMESH_TEST_KERNELS"
@@ -24,7 +23,7 @@ def kernels() -> Library:
         return Library(Path(given))
     if not has_kernels():
         pytest.skip(WHY_NOT)
-    return load(Path(DEFAULT_FOLDER).expanduser(), lambda: None)
+    return load(FOLDER, lambda: None)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
-// Rows of x as integers, in the order in which the products with codes read them: by pairs of columns
-// with 16 bits, or by fours with 8.
+// Rows of x as integers, in the order in which the products with codes read them: by pairs of
+// columns with 16 bits, or by fours with 8.
 #pragma once
 
 #include "panels.h"
@@ -55,8 +55,9 @@ struct Fours {
         groups(reinterpret_cast<Group*>(fours + num_rows * num_fours)) {}
 };
 
-// Up to kCodeBlock values to integers, and zeros behind them up to whole vectors. Returns their unit,
-// of which `most` are the largest value; no number where one of the values is none or infinite.
+// Up to kCodeBlock values to integers, and zeros behind them up to whole vectors. Returns their
+// unit, of which `most` are the largest value; no number where one of the values is none or
+// infinite.
 template <typename X>
 float quantize(const X* x, int64_t count, float most, int32_t* out) {
   alignas(64) float values[kCodeBlock];

@@ -1,5 +1,5 @@
-// Products with matrices of codes, by bytes of x: 4 bits everywhere, 8 bits where the processor sums
-// products of bytes in 32 bits. Each group of columns is summed as integers, which is exact.
+// Products with matrices of codes, by bytes of x: of 4 bits everywhere, of 8 where the processor
+// sums products of bytes in 32 bits. Each group of columns is summed as integers, which is exact.
 #include "activations.h"
 
 namespace infermesh::products {
@@ -34,7 +34,7 @@ struct Block {
   int scale_shift;  // log2 of the groups of x that share a scale
   int64_t weights_size, scales_size;  // from one panel to the next
   const int32_t* x;                   // [fours, height]
-  const Group* x_groups;          // [groups, height]
+  const Group* x_groups;              // [groups, height]
   bool is_first;
 };
 
@@ -79,7 +79,8 @@ struct Sums {
           widen_pairs(scales, scale);
           widen_pairs(scales + kWidth, zero);
           // what byte 0 means, where the zero point is what kMiddle does
-          for (int v = 0; v < 2; ++v) zero[v] = multiply_add(scale[v], fill(-From::kMiddle), zero[v]);
+          for (int v = 0; v < 2; ++v)
+            zero[v] = multiply_add(scale[v], fill(-From::kMiddle), zero[v]);
         }
         for (int row = 0; row < kHeight; ++row) {
           const Group x = block.x_groups[group * kHeight + row];
@@ -152,19 +153,19 @@ struct ByteKind {
                   int64_t panel, int64_t num_panels, int64_t block, float* sums) {
     const Fours x(product, tiles.num_rows, const_cast<void*>(prepared));
     const int64_t start = tiles.start(tile), height = tiles.height(tile);
-    const int64_t first = block * kCodeBlock / 4, num_scales = scales_of(product);
+    const int64_t first = block * kCodeBlock / 4;
     Block work;
     work.weights_size = x.num_fours / From::kFours * kStepBytes;
     work.weights = static_cast<const uint8_t*>(product.weights) + panel * work.weights_size +
                    first / From::kFours * kStepBytes;
-    work.scales_size = 2 * num_scales * kWidth;
     work.scales = nullptr;
-    work.scale_shift = 0;
+    work.scales_size = work.scale_shift = 0;
     work.num_fours = std::min(kCodeBlock / 4, x.num_fours - first);
     work.x = x.fours + start * x.num_fours + first * height;
     work.x_groups = x.groups + start * x.num_groups + first / kFoursPerGroup * height;
     work.is_first = block == 0;
     if (product.group_size) {
+      work.scales_size = 2 * (product.num_columns / product.group_size) * kWidth;
       work.scale_shift = __builtin_ctzll(product.group_size / kByteGroup);
       work.scales = static_cast<const uint32_t*>(product.scales) + panel * work.scales_size +
                     2 * (first * 4 / product.group_size) * kWidth;
@@ -173,11 +174,6 @@ struct ByteKind {
     const Ahead ahead(work.weights, num_steps * kStepBytes, tiles, tile, num_steps);
     for_height<ByteKind, Sums<From>::template Loop>(height, num_panels, work, ahead,
                                                     sums + start * kPanel);
-  }
-
- private:
-  static int64_t scales_of(const Product& product) {
-    return product.group_size ? product.num_columns / product.group_size : 0;
   }
 };
 

@@ -18,8 +18,8 @@
 #define INFERMESH_IN_HALVES
 #endif
 
-// One instruction adds four products of bytes to a sum of 32 bits. Defined by hand, it tries the code
-// for such processors on others.
+// One instruction adds four products of bytes to a sum of 32 bits. Defined by hand, it tries the
+// code for such processors on others.
 #if (defined(__AVX512VNNI__) && defined(INFERMESH_WIDE)) || \
     (defined(__AVXVNNI__) && !defined(INFERMESH_WIDE))
 #undef INFERMESH_BYTE_SUMS

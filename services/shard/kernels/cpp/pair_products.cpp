@@ -1,6 +1,6 @@
 // Products with matrices of 8-bit codes where bytes of x would save nothing: two of its values as
-// integers of 16 bits times two codes are one instruction, and neither that nor the sum over a block
-// can overflow.
+// integers of 16 bits times two codes are one instruction, and neither that nor the sum over a
+// block can overflow.
 #include "activations.h"
 
 #if !defined(INFERMESH_BYTE_SUMS)

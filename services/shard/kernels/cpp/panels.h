@@ -135,10 +135,10 @@ void write_panel(const Product& product, int64_t first_row, int64_t num_rows, in
     write_row(sums + row * kPanel, scales, bias, target.count, to + row * stride);
 }
 
-// Rows of x by panels [first, last). Kind has kBlock, kTallest of its tiles, and for a
-// block of columns
-// `add(product, prepared, tiles, tile, panel, num_panels, block, sums)` of a tile by one panel or,
-// where it is the only tile, by `panels_at_once`: memory is faster in several streams.
+// Rows of x by panels [first, last). Kind has kBlock, its tiles' kTallest, and for a
+// block of columns `add(product, prepared, tiles, tile, panel, num_panels, block, sums)` of a tile
+// by one panel or, where it is the only tile, by `panels_at_once`: memory is faster in several
+// streams.
 template <class Kind>
 void multiply_panels(const Product& product, const void* prepared, int64_t first_row,
                      const Tiles& tiles, int64_t first, int64_t last) {
