@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 from infermesh.config import ShardConfig
@@ -80,8 +82,12 @@ def dequantized(directory: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def oracle(plain: Path, quantized: Path) -> Any:
-    """transformers' own model with the values that the quantized checkpoint means."""
+def oracle(plain: Path, quantized: Path, *, rounded: Collection[str] = ()) -> Any:
+    """transformers' own model with the values that the quantized checkpoint means.
+
+    Args:
+        rounded: of products with codes of these schemes the input is rounded to bytes.
+    """
     model = AutoModelForCausalLM.from_pretrained(plain, attn_implementation="eager").eval()
     values = dequantized(quantized)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -91,7 +97,19 @@ def oracle(plain: Path, quantized: Path) -> Any:
         is_conv = name.startswith("transformer.h.") and value.dim() == 2
         with torch.no_grad():
             wanted.copy_(value.t() if is_conv else value.view(wanted.shape))
+    stored = load_file(quantized / "model.safetensors")
+    for name, module in model.named_modules():
+        scheme = "int4" if f"{name}.weight_zero" in stored else "int8"
+        if f"{name}.weight_scale" in stored and scheme in rounded:
+            module.register_forward_pre_hook(lambda _, args: (to_bytes(args[0]), *args[1:]))
     return model
+
+
+def to_bytes(x: torch.Tensor) -> torch.Tensor:
+    """[..., columns] → the same, each 32 columns in multiples of their largest value / 127."""
+    groups = pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    units = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (groups / units).round().mul(units).flatten(-2)[..., : x.shape[-1]]
 
 
 def mixed_logits(

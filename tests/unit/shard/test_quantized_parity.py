@@ -19,7 +19,8 @@ from tests.unit.shard.quantized_models import load, mixed_logits, oracle, wide_f
 
 # Of the logits' spread. Against the oracle only activations are rounded: by the kernels to 16 bits
 # of the largest of 512 or to 8 of the largest of 32; by torch to 14 bits of a row's largest with
-# int8, to bfloat16's 8 bits at each product with int4.
+# int8, to bfloat16's 8 bits at each product with int4. Where the oracle rounds to bytes, too, most
+# are equal but for float32; a value that falls to the other side of a half changes what follows it.
 OF_16_BITS, OF_8_BITS = 1e-3, 0.1
 OF_TORCH = {"int8": 4e-3, "int4": 0.06}
 # Mean divergence in nats from the plain model, twice the largest measured. Random weights have no
@@ -52,10 +53,17 @@ def _sequences(seed: str) -> list[list[int]]:
     return [[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in (70, 41, 33, 7, 1)]
 
 
+def _rounded(setting: str) -> tuple[str, ...]:
+    """Of which schemes the products round what they are given to bytes."""
+    if setting == "off":
+        return ()
+    return ("int4", "int8") if kernels_sum_bytes() else ("int4",)
+
+
 def _rounding(setting: str, scheme: str) -> float:
     if setting == "off":
         return OF_TORCH[scheme]
-    return OF_8_BITS if scheme == "int4" or kernels_sum_bytes() else OF_16_BITS
+    return OF_8_BITS if scheme in _rounded(setting) else OF_16_BITS
 
 
 def _spread(logits: torch.Tensor) -> float:
@@ -70,7 +78,7 @@ def test_logits_equal_transformers_with_the_values_of_the_codes(
     plain = write_tiny_model(tmp_path / "plain", model_type, **wide_fields(variant))
     quantize(str(plain), tmp_path / "quantized", scheme)
     loaded = load(plain, setting, quantize=scheme)
-    wanted_model = oracle(plain, tmp_path / "quantized")
+    wanted_model = oracle(plain, tmp_path / "quantized", rounded=_rounded(setting))
     plain_model = AutoModelForCausalLM.from_pretrained(plain, attn_implementation="eager").eval()
     assert loaded.manifest.num_parameters == plain_model.num_parameters()
     sequences = _sequences(variant)
@@ -88,10 +96,11 @@ def test_logits_equal_transformers_with_the_values_of_the_codes(
     kl = sum(divergences) / len(divergences)
     worst, bound = max(differences), _rounding(setting, scheme)
     print(f"{variant} {scheme}: worst {worst:.5f} kl {kl:.5f} agree {agreed / len(got):.2f}")
-    num_beyond = sum(difference >= bound for difference in differences)
-    # a router turns to other experts where it nearly had
-    has_experts = model_type in ("mixtral", "qwen3_moe")
-    assert num_beyond <= (0.15 * len(differences) if has_experts and bound == OF_8_BITS else 0)
+    assert worst < bound
+    has_experts = model_type in ("mixtral", "qwen3_moe")  # the oracle's experts round nothing
+    if bound == OF_8_BITS and not has_experts:
+        num_equal = sum(difference < OF_16_BITS for difference in differences)
+        assert num_equal >= 0.1 * len(differences)
     bounds = MAX_KL_OF_EXPERTS if has_experts else MAX_KL
     assert kl < bounds[scheme]
 
