@@ -7,6 +7,7 @@ import random
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -88,7 +89,9 @@ def oracle(plain: Path, quantized: Path, *, rounded: Collection[str] = ()) -> An
     Args:
         rounded: of products with codes of these schemes the input is rounded to bytes.
     """
-    model = AutoModelForCausalLM.from_pretrained(plain, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        plain, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     values = dequantized(quantized)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in values.items():
@@ -97,12 +100,38 @@ def oracle(plain: Path, quantized: Path, *, rounded: Collection[str] = ()) -> An
         is_conv = name.startswith("transformer.h.") and value.dim() == 2
         with torch.no_grad():
             wanted.copy_(value.t() if is_conv else value.view(wanted.shape))
-    stored = load_file(quantized / "model.safetensors")
-    for name, module in model.named_modules():
-        scheme = "int4" if f"{name}.weight_zero" in stored else "int8"
-        if f"{name}.weight_scale" in stored and scheme in rounded:
+    head = model.get_output_embeddings()
+    for name in _matrices_of(quantized, rounded):
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not name.endswith(".weight"):
+            _round_in_experts(module)
+        elif not isinstance(module, torch.nn.Embedding):
             module.register_forward_pre_hook(lambda _, args: (to_bytes(args[0]), *args[1:]))
+        elif head.weight is module.weight:  # looked up, and multiplied by as the head
+            head.register_forward_pre_hook(lambda _, args: (to_bytes(args[0]), *args[1:]))
     return model
+
+
+def _matrices_of(quantized: Path, chosen: Collection[str]) -> list[str]:
+    """Names of the matrices whose codes are of one of these schemes."""
+    stored = load_file(quantized / "model.safetensors")
+    names = [name.removesuffix("_scale") for name in stored if name.endswith("_scale")]
+    scheme = {name: "int4" if f"{name}_zero" in stored else "int8" for name in names}
+    return [name for name in names if scheme[name] in chosen]
+
+
+def _round_in_experts(module: Any) -> None:
+    """All products of a module round what they are given; more than once changes nothing more."""
+    forward, linear = module.forward, torch.nn.functional.linear
+
+    def multiply(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return linear(to_bytes(x), *rest)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        with patch("torch.nn.functional.linear", multiply):
+            return forward(*args, **kwargs)
+
+    module.forward = patched
 
 
 def to_bytes(x: torch.Tensor) -> torch.Tensor:

@@ -97,11 +97,10 @@ def test_logits_equal_transformers_with_the_values_of_the_codes(
     worst, bound = max(differences), _rounding(setting, scheme)
     print(f"{variant} {scheme}: worst {worst:.5f} kl {kl:.5f} agree {agreed / len(got):.2f}")
     assert worst < bound
-    has_experts = model_type in ("mixtral", "qwen3_moe")  # the oracle's experts round nothing
-    if bound == OF_8_BITS and not has_experts:
+    if bound == OF_8_BITS:
         num_equal = sum(difference < OF_16_BITS for difference in differences)
         assert num_equal >= 0.1 * len(differences)
-    bounds = MAX_KL_OF_EXPERTS if has_experts else MAX_KL
+    bounds = MAX_KL_OF_EXPERTS if model_type in ("mixtral", "qwen3_moe") else MAX_KL
     assert kl < bounds[scheme]
 
 

@@ -2,6 +2,8 @@
 // columns with 16 bits, or by fours with 8.
 #pragma once
 
+#include <cfloat>
+
 #include "panels.h"
 
 namespace infermesh::products {
@@ -13,6 +15,8 @@ constexpr float kLargestPair = 32767;
 // Columns that share a unit with 8 bits.
 constexpr int64_t kByteGroup = 32;
 constexpr float kLargestByte = 127;
+// The unsigned byte that means 0 in a matrix of codes of 8 bits.
+constexpr int32_t kByteOf0 = 128;
 // Values whose largest is smaller are all 0.
 constexpr float kSmallestPeak = 1e-30f;
 // Added and taken away again, it leaves the nearest integer, ties to even.
@@ -35,11 +39,11 @@ struct Pairs {
         units(reinterpret_cast<float*>(pairs + num_rows * num_pairs)) {}
 };
 
-// A group of a row: what its integers are multiples of, their sum, and the sum of what they mean.
+// A group of a row: what its integers are multiples of, the sum of what they mean, and what the sum
+// of its products with bytes begins with, that those which are a code plus kByteOf0 don't exceed it.
 struct Group {
-  float unit;
-  int32_t sum;
-  float total;
+  float unit, total;
+  int32_t start;
 };
 
 // x by fours of columns, in the same way.
@@ -100,25 +104,54 @@ void prepare_block(const Product& product, const X* x, int height, int64_t block
   }
 }
 
+// A group of a row as bytes, with zeros behind them where it is not whole. Their unit is no number
+// where one of the values is none or infinite.
+template <typename X>
+[[gnu::always_inline]] inline Group to_bytes(const X* x, int64_t count, int8_t* bytes) {
+  constexpr int kVectors = kByteGroup / kWidth;
+  X whole[kByteGroup];
+  if (count < kByteGroup) {
+    for (int64_t k = 0; k < kByteGroup; ++k) whole[k] = k < count ? x[k] : X{};
+    x = whole;
+  }
+  Floats values[kVectors];
+  Uints most{};  // floats without their signs are in the order of their bits
+  for (int v = 0; v < kVectors; ++v) {
+    values[v] = load_floats(x + v * kWidth);
+    const Uints size = (Uints)values[v] & 0x7FFFFFFFu;
+    most = size > most ? size : most;
+  }
+  most = over_all(most, [](Uints a, Uints b) { return a > b ? a : b; });
+  const float peak = ((Floats)most)[0];
+  if (!(peak >= kSmallestPeak && peak <= FLT_MAX)) {
+    std::memset(bytes, 0, kByteGroup);
+    return {peak * 0, peak * 0, 0};
+  }
+  Ints sums{};
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats nearest = multiply_add(values[v], fill(kLargestByte / peak), fill(kRound));
+    const Ints integers = (Ints)nearest - (Ints)fill(kRound);
+    store(bytes + v * kWidth, __builtin_convertvector(integers, Codes));
+    sums += integers;
+  }
+  const int32_t sum = over_all(sums, [](Ints a, Ints b) { return a + b; })[0];
+  const float unit = peak / kLargestByte;
+  return {unit, unit * static_cast<float>(sum), -kByteOf0 * sum};
+}
+
 template <typename X>
 void prepare_block(const Product& product, const X* x, int height, int64_t block, int32_t* fours,
                    Group* groups) {
   const int64_t first = block * kCodeBlock;
   const int64_t end = std::min(first + kCodeBlock, product.num_columns);
-  alignas(64) int32_t values[kByteGroup];
   for (int row = 0; row < height; ++row)
     for (int64_t start = first; start < end; start += kByteGroup) {
       const int64_t count = std::min(kByteGroup, end - start);
-      Group& group = groups[start / kByteGroup * height + row];
-      group.unit = quantize(x + row * product.x_stride + start, count, kLargestByte, values);
-      group.sum = 0;
-      for (int64_t k = 0; k < count; ++k) group.sum += values[k];
-      group.total = group.unit * static_cast<float>(group.sum);
-      for (int64_t k = 0; k < count; k += 4) {
-        uint32_t four = 0;
-        for (int i = 0; i < 4; ++i) four |= (values[k + i] & 0xFFu) << (8 * i);
-        fours[(start + k) / 4 * height + row] = static_cast<int32_t>(four);
-      }
+      alignas(kByteGroup) int8_t bytes[kByteGroup];
+      groups[start / kByteGroup * height + row] =
+          to_bytes(x + row * product.x_stride + start, count, bytes);
+      for (int64_t k = 0; k < count; k += 4)
+        std::memcpy(fours + (start + k) / 4 * height + row, bytes + k, 4);
     }
 }
 

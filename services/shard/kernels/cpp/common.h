@@ -41,6 +41,7 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 typedef int16_t Shorts __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t Words __attribute__((vector_size(4 * kWidth)));
 typedef uint8_t Bytes __attribute__((vector_size(4 * kWidth)));
+typedef int8_t Codes __attribute__((vector_size(kWidth)));
 
 template <typename Vector, typename T>
 inline Vector load(const T* from) {
@@ -150,8 +151,8 @@ struct ByteSums {
 // Written out, as GCC 12 makes six instructions of the portable notation.
 inline Shorts widen_codes(const int8_t* from) {
 #if defined(INFERMESH_IN_HALVES)
-  typedef int8_t Codes __attribute__((vector_size(2 * kWidth)));
-  return __builtin_convertvector(load<Codes>(from), Shorts);
+  typedef int8_t Narrow __attribute__((vector_size(2 * kWidth)));
+  return __builtin_convertvector(load<Narrow>(from), Shorts);
 #elif defined(INFERMESH_WIDE)
   return (Shorts)_mm512_cvtepi8_epi16(load<__m256i>(from));
 #else
@@ -224,6 +225,17 @@ inline float largest(Floats value) {
   float most = parts[0];
   for (int i = 1; i < kWidth; ++i) most = parts[i] > most ? parts[i] : most;
   return most;
+}
+
+// Of all elements, by `reduce` of two vectors, in every element.
+template <typename Vector, typename Reduce>
+inline Vector over_all(Vector value, Reduce reduce) {
+  Ints own;
+  for (int i = 0; i < kWidth; ++i) own[i] = i;
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    value = reduce(value, (Vector)__builtin_shuffle((Ints)value, own ^ half));
+  return value;
 }
 
 }  // namespace infermesh

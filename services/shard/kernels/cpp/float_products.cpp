@@ -67,10 +67,7 @@ struct FloatKind {
   static constexpr int64_t kBlock = 256;
   static constexpr int kTallest = kTile;
   static constexpr int64_t kStepsOfBlock = kBlock / Weights::kColumns;
-
-  static constexpr int panels_at_once(int64_t height) {
-    return height == 1 ? 4 : height == 2 ? 2 : 1;
-  }
+  static constexpr int64_t kStepBytes = Weights::kWords * sizeof(Word);
 
   static int64_t num_units(const Product&, const Tiles& tiles) { return tiles.count; }
 
@@ -100,45 +97,39 @@ struct FloatKind {
   static const float* column_scales(const Product&, int64_t) { return nullptr; }
 
   static void add(const Product& product, const void* prepared, const Tiles& tiles, int64_t tile,
-                  int64_t panel, int64_t num_panels, int64_t block, float* sums) {
+                  int64_t panel, int64_t block, float* sums) {
     const int64_t start = tiles.start(tile), all_steps = num_steps(product);
     const int height = tiles.height(tile);
     const int64_t first = block * kStepsOfBlock, left = all_steps - first;
     const Word* weights =
         static_cast<const Word*>(product.weights) + (panel * all_steps + first) * Weights::kWords;
     const int64_t steps = left < kStepsOfBlock ? left : kStepsOfBlock;
-    const Ahead ahead(weights, steps * Weights::kWords * sizeof(Word), tiles, tile, steps);
-    const X* x =
-        static_cast<const X*>(prepared) + start * all_steps + first * height;
-    for_height<FloatKind, Loop>(height, num_panels, weights, all_steps * Weights::kWords, x, steps,
-                                block == 0, ahead, sums + start * kPanel);
+    const Ahead ahead(weights, steps * kStepBytes, steps, tiles, tile);
+    const X* x = static_cast<const X*>(prepared) + start * all_steps + first * height;
+    for_height<FloatKind, Loop>(height, weights, x, steps, block == 0, ahead,
+                                sums + start * kPanel);
   }
 
-  template <int kHeight, int kPanels>
+  template <int kHeight>
   struct Loop {
-    static void run(const Word* weights, int64_t panel_size, const X* x, int64_t num_steps,
-                    bool is_first, Ahead ahead, float* sums) {
-      Floats total[kPanels][kHeight][2];
-      for (int p = 0; p < kPanels; ++p)
-        for (int row = 0; row < kHeight; ++row)
-          for (int v = 0; v < 2; ++v)
-            total[p][row][v] =
-                is_first ? Floats{} : load_floats(sums + p * kSumsSize + row * kPanel + v * kWidth);
+    static void run(const Word* weights, const X* x, int64_t num_steps, bool is_first, Ahead ahead,
+                    float* sums) {
+      Floats total[kHeight][2];
+      for (int row = 0; row < kHeight; ++row)
+        for (int v = 0; v < 2; ++v)
+          total[row][v] = is_first ? Floats{} : load_floats(sums + row * kPanel + v * kWidth);
 #pragma GCC unroll 4
       for (int64_t step = 0; step < num_steps; ++step) {
-        if (kPanels == 1) ahead.step();
-        for (int p = 0; p < kPanels; ++p) {
-          typename Weights::Vector w[2];
-          Weights::read(weights + p * panel_size + step * Weights::kWords, w);
-          for (int row = 0; row < kHeight; ++row)
-            for (int v = 0; v < 2; ++v)
-              total[p][row][v] = Weights::add(total[p][row][v], w[v], x[step * kHeight + row]);
-        }
-      }
-      for (int p = 0; p < kPanels; ++p)
+        ahead.step<kStepBytes>();
+        typename Weights::Vector w[2];
+        Weights::read(weights + step * Weights::kWords, w);
         for (int row = 0; row < kHeight; ++row)
           for (int v = 0; v < 2; ++v)
-            store_floats(sums + p * kSumsSize + row * kPanel + v * kWidth, total[p][row][v]);
+            total[row][v] = Weights::add(total[row][v], w[v], x[step * kHeight + row]);
+      }
+      for (int row = 0; row < kHeight; ++row)
+        for (int v = 0; v < 2; ++v)
+          store_floats(sums + row * kPanel + v * kWidth, total[row][v]);
     }
   };
 };

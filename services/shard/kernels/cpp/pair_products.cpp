@@ -8,56 +8,51 @@
 namespace infermesh::products {
 namespace {
 
-constexpr int kAtOnce = 4;
 // A panel is [pairs of columns][kPanel][2]; a step is 4 columns.
 constexpr int64_t kStep = 4 * kPanel;
 
 // A block of columns of a panel by a tile.
 struct Block {
   const int8_t* weights;
-  int64_t num_steps, weights_size;  // from one panel to the next
-  const int32_t* x;                 // [pairs, height]
-  const float* units;               // [height]
+  int64_t num_steps;
+  const int32_t* x;    // [pairs, height]
+  const float* units;  // [height]
   bool is_first;
 };
 
-template <int kHeight, int kPanels>
+template <int kHeight>
 struct Loop {
-  typedef Ints Integers[kPanels][kHeight][2];
+  typedef Ints Integers[kHeight][2];
 
   static void run(Block block, Ahead ahead, float* sums) {
     Integers total = {};
     add_steps(block, ahead, total);
-    for (int p = 0; p < kPanels; ++p)
-      for (int row = 0; row < kHeight; ++row)
-        for (int v = 0; v < 2; ++v) {
-          float* to = sums + p * kSumsSize + row * kPanel + v * kWidth;
-          const Floats before = block.is_first ? Floats{} : load_floats(to);
-          const Floats added = __builtin_convertvector(total[p][row][v], Floats);
-          store_floats(to, multiply_add(added, fill(block.units[row]), before));
-        }
+    for (int row = 0; row < kHeight; ++row)
+      for (int v = 0; v < 2; ++v) {
+        float* to = sums + row * kPanel + v * kWidth;
+        const Floats before = block.is_first ? Floats{} : load_floats(to);
+        const Floats added = __builtin_convertvector(total[row][v], Floats);
+        store_floats(to, multiply_add(added, fill(block.units[row]), before));
+      }
   }
 
   [[gnu::always_inline]] static void add_steps(const Block& block, Ahead& ahead, Integers& total) {
 #pragma GCC unroll 2
     for (int64_t step = 0; step < block.num_steps; ++step) {
-      if (kPanels == 1) ahead.step();
+      ahead.step<kStep>();
       for (int pair = 0; pair < 2; ++pair) {
-        for (int p = 0; p < kPanels; ++p) {
-          const int8_t* from = block.weights + p * block.weights_size + step * kStep;
-          Shorts w[2];
-          for (int v = 0; v < 2; ++v) w[v] = widen_codes(from + (2 * pair + v) * 2 * kWidth);
-          for (int row = 0; row < kHeight; ++row)
-            for (int v = 0; v < 2; ++v) {
-              const Ints value = Ints{} + block.x[(2 * step + pair) * kHeight + row];
-              total[p][row][v] = add_pairs(total[p][row][v], w[v], value);
-            }
-        }
+        const int8_t* from = block.weights + step * kStep;
+        Shorts w[2];
+        for (int v = 0; v < 2; ++v) w[v] = widen_codes(from + (2 * pair + v) * 2 * kWidth);
+        for (int row = 0; row < kHeight; ++row)
+          for (int v = 0; v < 2; ++v) {
+            const Ints value = Ints{} + block.x[(2 * step + pair) * kHeight + row];
+            total[row][v] = add_pairs(total[row][v], w[v], value);
+          }
         // Else the compiler adds the products of both pairs first, and lacks registers for them.
         if (pair == 0)
-          for (int p = 0; p < kPanels; ++p)
-            for (int row = 0; row < kHeight; ++row)
-              for (int v = 0; v < 2; ++v) settle(total[p][row][v]);
+          for (int row = 0; row < kHeight; ++row)
+            for (int v = 0; v < 2; ++v) settle(total[row][v]);
       }
     }
   }
@@ -67,8 +62,6 @@ struct Loop {
 struct PairKind {
   static constexpr int64_t kBlock = kCodeBlock;
   static constexpr int kTallest = kTile;
-
-  static constexpr int panels_at_once(int64_t height) { return height == 1 ? kAtOnce : 1; }
 
   static int64_t num_units(const Product& product, const Tiles& tiles) {
     return tiles.count * blocks_of(product);
@@ -88,19 +81,18 @@ struct PairKind {
   }
 
   static void add(const Product& product, const void* prepared, const Tiles& tiles, int64_t tile,
-                  int64_t panel, int64_t num_panels, int64_t block, float* sums) {
+                  int64_t panel, int64_t block, float* sums) {
     const Pairs x(product, tiles.num_rows, const_cast<void*>(prepared));
     const int64_t start = tiles.start(tile), height = tiles.height(tile), first = block * kBlock;
     Block work;
     work.num_steps = std::min(x.num_pairs / 2 - first / 4, kBlock / 4);
-    work.weights_size = x.num_pairs / 2 * kStep;
-    work.weights = static_cast<const int8_t*>(product.weights) + panel * work.weights_size +
-                   first / 4 * kStep;
+    work.weights = static_cast<const int8_t*>(product.weights) +
+                   (panel * (x.num_pairs / 2) + first / 4) * kStep;
     work.x = x.pairs + start * x.num_pairs + first / 2 * height;
     work.units = x.units + start * x.num_blocks + block * height;
     work.is_first = block == 0;
-    const Ahead ahead(work.weights, work.num_steps * kStep, tiles, tile, work.num_steps);
-    for_height<PairKind, Loop>(height, num_panels, work, ahead, sums + start * kPanel);
+    const Ahead ahead(work.weights, work.num_steps * kStep, work.num_steps, tiles, tile);
+    for_height<PairKind, Loop>(height, work, ahead, sums + start * kPanel);
   }
 };
 

@@ -19,12 +19,9 @@ constexpr int kPanel = 2 * kWidth;
 constexpr int kTile = kWidth == 16 ? 12 : 6;
 // Rows of x in hand at a time: a block of their columns stays in the second cache.
 constexpr int64_t kRowBlock = 192;
-// Panels that pass over those rows before the next block of columns does.
-constexpr int64_t kPanelGroup = 4;
 // Panels are handed out in so many parts: a thread whose core does something else for a moment, as
 // the other processes of a mesh do, then holds up nobody for long.
-constexpr int64_t kSharesPerThread = 8;
-constexpr int64_t kSumsSize = kRowBlock * kPanel;
+constexpr int64_t kSharesPerThread = 16;
 // Fewer products than this take no longer than waking the other threads does.
 constexpr int64_t kParallelProducts = 1 << 17;
 
@@ -70,37 +67,38 @@ struct Tiles {
   int height(int64_t tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
 };
 
-// What is fetched into the cache beside the work: in each step the line at `at`, the next time
-// `stride` bytes further. Each of several tiles fetches its share of the weights that come next; a
-// single one stays ahead of itself.
+// What is fetched into the cache beside the work, one step at a time. Each of several tiles fetches
+// its share of the block that comes next. A single one stays ahead of itself, far enough for memory:
+// the processor's own prefetching stops at each page.
 struct Ahead {
-  static constexpr int64_t kLeadBytes = 2048;
+  static constexpr int64_t kLeadBytes = 8192, kLineBytes = 64;
   const char* at;
   int64_t stride;
 
-  Ahead(const void* weights, int64_t num_bytes, const Tiles& tiles, int64_t tile, int64_t num_steps)
-      : at(static_cast<const char*>(weights) +
-           (tiles.count == 1 ? kLeadBytes : num_bytes + num_bytes * tile / tiles.count)),
-        stride(num_bytes / (tiles.count * num_steps) + (tiles.count > 1)) {}
+  // Of a block at `weights`.
+  Ahead(const void* weights, int64_t num_bytes, int64_t num_steps, const Tiles& tiles, int64_t tile)
+      : at(static_cast<const char*>(weights)) {
+    const bool is_single = tiles.count == 1;
+    at += is_single ? kLeadBytes : num_bytes + num_bytes * tile / tiles.count;
+    stride = num_bytes / (tiles.count * num_steps) + !is_single;
+  }
 
+  template <int64_t kStepBytes>
   void step() {
-    __builtin_prefetch(at);
+    for (int64_t line = 0; line < kStepBytes; line += kLineBytes) __builtin_prefetch(at + line);
     at += stride;
   }
 };
 
-// Calls the `Loop` of a tile's height and of 1 panel or as many as the kind takes at once; both are
-// known to the compiler.
-template <class Kind, template <int, int> class Loop, int kHeight = Kind::kTallest,
+// Calls the `Loop` of a tile's height, which is known to the compiler.
+template <class Kind, template <int> class Loop, int kHeight = Kind::kTallest,
           typename... Arguments>
-void for_height(int64_t height, int64_t num_panels, Arguments... arguments) {
+void for_height(int64_t height, Arguments... arguments) {
   if constexpr (kHeight > 0) {
-    if (height != kHeight)
-      for_height<Kind, Loop, kHeight - 1>(height, num_panels, arguments...);
-    else if (num_panels == 1)
-      Loop<kHeight, 1>::run(arguments...);
+    if (height == kHeight)
+      Loop<kHeight>::run(arguments...);
     else
-      Loop<kHeight, Kind::panels_at_once(kHeight)>::run(arguments...);
+      for_height<Kind, Loop, kHeight - 1>(height, arguments...);
   }
 }
 
@@ -135,33 +133,27 @@ void write_panel(const Product& product, int64_t first_row, int64_t num_rows, in
     write_row(sums + row * kPanel, scales, bias, target.count, to + row * stride);
 }
 
-// Rows of x by panels [first, last). Kind has kBlock, its tiles' kTallest, and for a
-// block of columns `add(product, prepared, tiles, tile, panel, num_panels, block, sums)` of a tile
-// by one panel or, where it is the only tile, by `panels_at_once`: memory is faster in several
-// streams.
+// Rows of x by panels [first, last). Kind has kBlock, its tiles' kTallest, and for a block of
+// columns `add(product, prepared, tiles, tile, panel, block, sums)` of a tile by a panel.
 template <class Kind>
 void multiply_panels(const Product& product, const void* prepared, int64_t first_row,
                      const Tiles& tiles, int64_t first, int64_t last) {
-  alignas(64) float sums[kPanelGroup][kSumsSize];
-  const int64_t at_once = tiles.count == 1 ? Kind::panels_at_once(tiles.num_rows) : 1;
-  // Few rows stay in the cache whole: then each panel is read from end to end.
-  const int64_t group = tiles.num_rows <= 32 ? at_once : kPanelGroup;
+  alignas(64) float sums[kRowBlock * kPanel];
   const int64_t num_blocks = (product.num_columns + Kind::kBlock - 1) / Kind::kBlock;
-  for (int64_t start = first; start < last; start += group) {
-    const int64_t end = start + group < last ? start + group : last;
-    const int64_t step = end - start < at_once ? 1 : at_once;
-    for (int64_t block = 0; block < num_blocks; ++block)
-      for (int64_t panel = start; panel < end; panel += step)
-        for (int64_t tile = 0; tile < tiles.count; ++tile)
-          Kind::add(product, prepared, tiles, tile, panel, step, block, sums[panel - start]);
-    for (int64_t panel = start; panel < end; ++panel) {
-      const float* scales = Kind::column_scales(product, panel);
-      if (product.out_is_bfloat16)
-        write_panel<BFloat16>(product, first_row, tiles.num_rows, panel, sums[panel - start],
-                              scales);
-      else
-        write_panel<float>(product, first_row, tiles.num_rows, panel, sums[panel - start], scales);
+  for (int64_t panel = first; panel < last; ++panel) {
+    const float* scales = Kind::column_scales(product, panel);
+    __builtin_prefetch(product.targets + panel);  // all that is read after the weights
+    for (int v = 0; v < 2; ++v) {
+      if (scales) __builtin_prefetch(scales + v * kWidth);
+      if (product.bias) __builtin_prefetch(product.bias + panel * kPanel + v * kWidth);
     }
+    for (int64_t block = 0; block < num_blocks; ++block)
+      for (int64_t tile = 0; tile < tiles.count; ++tile)
+        Kind::add(product, prepared, tiles, tile, panel, block, sums);
+    if (product.out_is_bfloat16)
+      write_panel<BFloat16>(product, first_row, tiles.num_rows, panel, sums, scales);
+    else
+      write_panel<float>(product, first_row, tiles.num_rows, panel, sums, scales);
   }
 }
 
@@ -171,10 +163,9 @@ template <class Kind>
 void multiply(const Product& product) {
   const int64_t work = product.num_rows * product.num_columns * product.num_panels * kPanel;
   const int64_t wanted = work < kParallelProducts ? 1 : product.num_threads;
-  const int64_t num_threads = wanted < product.num_panels ? wanted : product.num_panels;
-  const int64_t most_shares = (product.num_panels + kPanelGroup - 1) / kPanelGroup;
-  const int64_t wanted_shares = num_threads > 1 ? num_threads * kSharesPerThread : 1;
-  const int64_t num_shares = wanted_shares < most_shares ? wanted_shares : most_shares;
+  const int64_t num_threads = std::min(wanted, product.num_panels);
+  const int64_t most_shares = num_threads > 1 ? num_threads * kSharesPerThread : 1;
+  const int64_t num_shares = std::min(most_shares, product.num_panels);
   for (int64_t row = 0; row < product.num_rows; row += kRowBlock) {
     const int64_t left = product.num_rows - row;
     const Tiles tiles(left < kRowBlock ? left : kRowBlock, Kind::kTallest);
