@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from services.shard.rope import PerSequenceRope
 from services.shard.scratch import Scratch
 from services.shard.tiled_attention import TiledLayout, attend_tiled
 from services.shard.tiles import TILE
+
+if TYPE_CHECKING:  # it is found by passes with what is here
+    from services.shard.surgery.shortcut import Shortcut
 
 ATTENTION_NAME = "infermesh_paged"
 
@@ -93,6 +96,7 @@ class ForwardPass:
         tiled: the model's products are in tiles (see `tiles`); so are its tokens, its logits and
             its attention then, and a row's logits depend on that row alone, bit for bit.
         kernels: compiled ones, used where they take the pool's type and device.
+        shortcut: the way through the model that is taken, where there is one and kernels are used.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class ForwardPass:
         rope: PerSequenceRope | None = None,
         tiled: bool = False,
         kernels: Library | None = None,
+        shortcut: Shortcut | None = None,
     ) -> None:
         self._model = model
         self._rope = rope
@@ -115,6 +120,7 @@ class ForwardPass:
         dtype = pool.keys[0].dtype
         usable = device.type == "cpu" and not tiled and dtype in DTYPES
         self._kernels = PagedAttention(kernels, dtype) if kernels and usable else None
+        self._shortcut = None if self._kernels is None else shortcut
         # Of the last pass: [1, tokens and padding, hidden_size].
         self._states: torch.Tensor | None = None
         # The model without its head.
@@ -135,12 +141,14 @@ class ForwardPass:
         if self._kernels is not None:
             rows = PagedRows.of(batch.block_tables, batch.query_lens, batch.context_lens)
         attend = self._attend(batch, rows)
-        inputs = {
-            "input_ids": packed[0:1],
-            "position_ids": packed[1:2],
-            "use_cache": False,
-            "paged": PagedContext(self._pool, attend, token_slots, self._kernels, rows),
-        }
+        paged = PagedContext(self._pool, attend, token_slots, self._kernels, rows)
+        ids, positions = packed[0:1], packed[1:2]
+        if self._shortcut is not None:
+            self._states = states = self._shortcut.states(ids, positions, paged)
+            if not batch.sampled:
+                return torch.empty(0, 0)
+            return self._shortcut.logits(states, torch.from_numpy(batch.logit_indices))[0]
+        inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False, "paged": paged}
         if not batch.sampled:  # chunks of prompts: only what they leave in the pool counts
             self._decoder(**inputs)
             return torch.empty(0, 0, device=self._device)
@@ -158,6 +166,8 @@ class ForwardPass:
         """
         states, self._states = self._states, None
         assert states is not None
+        if len(batch.sampled) == len(batch.token_ids):
+            return []
         asked = np.ones(len(batch.query_lens), dtype=bool)
         asked[batch.sampled] = batch.query_lens[batch.sampled] > 1
         if not asked.any():

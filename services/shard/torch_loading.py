@@ -45,7 +45,7 @@ from services.shard.skeleton import (
     num_parameters,
     tied_parameters,
 )
-from services.shard.surgery.operation import fuse, pack
+from services.shard.surgery.operation import find_shortcut, fuse, pack
 from services.shard.torch_engine import TorchEngine
 from services.shard.weights import dummy_weights, load_weights
 
@@ -217,6 +217,7 @@ class TorchLoader:
             rope,
             self._deterministic,
             self.kernels,
+            None if self.kernels is None else find_shortcut(model, self.kernels),
         )
         switch_len = rope.switch_len if rope else 0
         return TorchEngine(forward, pool, spec.block_size, switch_len, self.kernels), sized

@@ -185,29 +185,38 @@ class FusedLayer(WithoutParameters):
 
 class Stack:
     """Layers that follow one another with nothing between them: each but the last gives back what
-    it was given, the last computes them all in one call."""
+    it was given, the last computes them all in one call.
+
+    Attributes:
+        tables: of the layers that were called in the last pass.
+    """
 
     def __init__(self, library: Library, room: Room, layers: Sequence[FusedLayer]) -> None:
         self._numbers = [layer.layer for layer in layers]
         self._kernel = LayersKernel(library, {one.layer: one.parts for one in layers}, room)
         self._neighbours = layers[0].parts.neighbours
-        # of the layers that were called
-        self._tables: list[Tables] = []
+        self.tables: list[Tables] = []
 
     def called(
         self, layer: FusedLayer, states: torch.Tensor, tables: Tables, paged: Any
     ) -> torch.Tensor:
         """The model calls a layer."""
         if layer.layer == self._numbers[0]:  # a pass before this may have broken off
-            self._tables = []
-        self._tables.append(tables)
+            self.tables = []
+        self.tables.append(tables)
         if layer.layer != self._numbers[-1]:
             return states
         # most models have one pair of tables for all layers
-        tables_by_id = {id(each): each for each in self._tables}
+        tables_by_id = {id(each): each for each in self.tables}
         pairs = {number: self._one_per_pair(each) for number, each in tables_by_id.items()}
-        given = [pairs[id(each)] for each in self._tables]
-        return self._kernel.run(states[0], given, paged.pool, paged.rows, paged.token_slots)[None]
+        return self._run(states, [pairs[id(each)] for each in self.tables], paged)
+
+    def run(self, states: torch.Tensor, tables: Tables, paged: Any) -> torch.Tensor:
+        """All layers with the same tables: [1, tokens, width] → the same."""
+        return self._run(states, [self._one_per_pair(tables)] * len(self._numbers), paged)
+
+    def _run(self, states: torch.Tensor, tables: Sequence[Tables], paged: Any) -> torch.Tensor:
+        return self._kernel.run(states[0], tables, paged.pool, paged.rows, paged.token_slots)[None]
 
     def _one_per_pair(self, tables: Tables) -> Tables:
         cos, sin = (_one_per_pair(table[0], self._neighbours).contiguous() for table in tables)

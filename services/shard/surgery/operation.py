@@ -16,6 +16,7 @@ from services.shard.kernels.library import Library
 from services.shard.kernels.products import Packer
 from services.shard.quantized_layers import Quantized, QuantizedEmbedding, QuantizedExperts
 from services.shard.row_codes import Codes
+from services.shard.surgery import shortcut
 from services.shard.surgery.fusing import Fusing
 from services.shard.surgery.packed import (
     PackedEmbedding,
@@ -24,6 +25,7 @@ from services.shard.surgery.packed import (
     Shared,
     WideEmbedding,
 )
+from services.shard.surgery.shortcut import Shortcut
 from services.shard.surgery.watching import groups_of_products, is_experts, matrix_of
 
 # Whose forward PackedExperts repeats; experts of other classes keep their weights.
@@ -55,6 +57,13 @@ def fuse(model: Any, library: Library) -> None:
     for kind, count in counts.items():
         _modules.labels(kind).set(count)
     _log.info("the model runs on the C++ kernels", extra=counts)
+
+
+def find_shortcut(model: Any, library: Library) -> Shortcut | None:
+    """The way past the code around a fused model's layers, where there is one."""
+    found = shortcut.find(library, model)
+    _modules.labels("shortcut").set(found is not None)
+    return found
 
 
 class _Packing:

@@ -14,7 +14,7 @@ from torch import nn
 from services.shard.kernels.layers import Room
 from services.shard.kernels.library import Library
 from services.shard.surgery.fused import FusedLayer, Stack
-from services.shard.surgery.trial import NUM_TOKENS, given, one_page
+from services.shard.surgery.trial import NUM_TOKENS, given, page_of
 
 
 def stack(library: Library, room: Room, model: Any) -> int:
@@ -52,10 +52,7 @@ def _put(layers: Sequence[FusedLayer], stacks: Sequence[Stack]) -> None:
 def _through(library: Library, model: Any, layers: list[FusedLayer]) -> list[torch.Tensor]:
     """What a few tokens become in the model without its head, and what those layers leave in the
     pool; nothing where the model can't be asked like that."""
-    first = layers[0].parts
-    num_layers = 1 + max(_number(module) for module in model.modules())
-    num_kv_heads = first.qkv.sizes[first.order[1]] // first.head_dim
-    page = one_page(library, num_layers, num_kv_heads, first.head_dim)
+    page = page_of(library, model, layers[0])
     positions = torch.arange(NUM_TOKENS)[None]
     decoder = getattr(model, model.base_model_prefix)
     ids = {"input_ids": positions + 1, "position_ids": positions}
@@ -64,9 +61,3 @@ def _through(library: Library, model: Any, layers: list[FusedLayer]) -> list[tor
         return []
     pools = (page.pool.keys, page.pool.values)
     return [output.last_hidden_state, *(pool[one.layer] for pool in pools for one in layers)]
-
-
-def _number(module: Any) -> int:
-    """Of the layer that it belongs to, if it says so."""
-    number = getattr(module, "layer", getattr(module, "layer_idx", None))
-    return number if isinstance(number, int) else 0

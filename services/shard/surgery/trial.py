@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from services.shard.forward import PagedContext
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedAttention, PagedRows
 from services.shard.kernels.products import PackedMatrix
 from services.shard.kv_pool import KvPool, KvShape
+from services.shard.surgery.fused import FusedLayer
 from services.shard.surgery.packed import PackedLinear
 
 NUM_TOKENS = 3
@@ -36,6 +38,15 @@ def one_page(library: Library, num_layers: int, num_kv_heads: int, head_dim: int
         return kernels.attend(q, keys, values, rows, rules, window)
 
     return PagedContext(pool, attend, torch.arange(NUM_TOKENS), kernels, rows)
+
+
+def page_of(library: Library, model: nn.Module, layer: FusedLayer) -> PagedContext:
+    """One that all layers of a model may use, of which this is one."""
+    numbers = (getattr(one, "layer", getattr(one, "layer_idx", 0)) for one in model.modules())
+    num_layers = 1 + max(number for number in numbers if isinstance(number, int))
+    parts = layer.parts
+    num_kv_heads = parts.qkv.sizes[parts.order[1]] // parts.head_dim
+    return one_page(library, num_layers, num_kv_heads, parts.head_dim)
 
 
 def given(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

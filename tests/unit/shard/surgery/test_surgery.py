@@ -28,23 +28,32 @@ from tests.tiny_models import write_tiny_model
 pytestmark = needs_kernels
 
 # Of tiny models with 3 layers, 4 where windows alternate: what is fused, and into what.
-ALL = {"norms": 7, "mlps": 3, "attentions": 3, "layers": 3, "stacked": 3}
+NONE = dict.fromkeys(("norms", "mlps", "attentions", "layers", "stacked", "shortcut"), 0)
+ALL = {"norms": 7, "mlps": 3, "attentions": 3, "layers": 3, "stacked": 3, "shortcut": 1}
+FOUR = {**NONE, "mlps": 4, "attentions": 4, "layers": 4, "stacked": 4}
 FUSED = {
-    "cohere": {"norms": 0, "mlps": 0, "attentions": 0, "layers": 0, "stacked": 0},
-    "gemma2": {"norms": 17, "mlps": 4, "attentions": 4, "layers": 4, "stacked": 4},
-    "gemma3_text": {"norms": 25, "mlps": 4, "attentions": 4, "layers": 4, "stacked": 4},
-    "glm": {"norms": 7, "mlps": 3, "attentions": 0, "layers": 0, "stacked": 0},
-    "gpt2": {"norms": 0, "mlps": 0, "attentions": 0, "layers": 0, "stacked": 0},
-    "granite": ALL,
+    "cohere": NONE,
+    "gemma2": {**FOUR, "norms": 17},
+    "gemma3_text": {**FOUR, "norms": 25},
+    "glm": {**NONE, "norms": 7, "mlps": 3},
+    "gpt2": NONE,
+    "granite": {**ALL, "shortcut": 0},  # it scales what it looks up, and logits
     "llama": ALL,
     "mistral": ALL,
-    "mixtral": {"norms": 7, "mlps": 0, "attentions": 3, "layers": 0, "stacked": 0},
+    "mixtral": {**NONE, "norms": 7, "attentions": 3},
     "olmo2": {**ALL, "norms": 13},
-    "phi3": {"norms": 7, "mlps": 3, "attentions": 0, "layers": 0, "stacked": 0},
+    "phi3": {**NONE, "norms": 7, "mlps": 3},
     "qwen2": ALL,
     "qwen3": {**ALL, "norms": 13},
-    "qwen3_moe": {"norms": 13, "mlps": 1, "attentions": 3, "layers": 1, "stacked": 0},
-    "starcoder2": {"norms": 0, "mlps": 0, "attentions": 3, "layers": 0, "stacked": 0},
+    "qwen3_moe": {**NONE, "norms": 13, "mlps": 1, "attentions": 3, "layers": 1},
+    "starcoder2": {
+        "norms": 0,
+        "mlps": 0,
+        "attentions": 3,
+        "layers": 0,
+        "stacked": 0,
+        "shortcut": 0,
+    },
 }
 
 
