@@ -52,7 +52,14 @@ void lay_row(const In* x, int64_t num_columns, int64_t whole, int64_t height, fl
 
 template <typename In>
 void lay_row(const In* x, int64_t num_columns, int64_t whole, int64_t height, uint32_t* to) {
-  for (int64_t k = 0; k < whole; k += 2) {
+  int64_t k = 0;
+  for (; k + kWidth <= num_columns; k += kWidth) {
+    alignas(32) BFloat16 rounded[kWidth];
+    store_floats(rounded, load_floats(x + k));
+    for (int i = 0; i < kWidth; i += 2)
+      std::memcpy(to + (k + i) / 2 * height, rounded + i, sizeof *to);
+  }
+  for (; k < whole; k += 2) {
     const uint32_t low = narrow(to_float(x[k])).bits;
     const uint32_t high = k + 1 < num_columns ? narrow(to_float(x[k + 1])).bits : 0;
     to[k / 2 * height] = low | high << 16;
