@@ -191,7 +191,13 @@ class LayersKernel:
     def _sizes(self, num_tokens: int, width: int) -> list[int]:
         """In floats, what the largest layer wants: what is added, then in the order of _ROOM."""
         scratch = max(matrix.scratch_size(num_tokens) for matrix in self._widest)
-        return [num_tokens * size for size in (width, width, *self._per_token)] + [scratch]
+        projected, mixed, *of_mlp = self._per_token
+        at_once = min(num_tokens, self._parts[0].both.rows_at_once)
+        return [
+            *(num_tokens * size for size in (width, width, projected, mixed)),
+            *(at_once * size for size in of_mlp),
+            scratch,
+        ]
 
 
 def _with_tables(step: _Step, cos: torch.Tensor, sin: torch.Tensor) -> _Step:

@@ -162,6 +162,9 @@ class PackedMatrix:
     """A matrix [rows, columns] of one part or several; `x @ matrix.T + bias`.
 
     Several threads may use one at once. The products run on torch's threads.
+
+    Attributes:
+        rows_at_once: of x, that a product has in hand.
     """
 
     def __init__(self, library: Library, panels: Panels, packed: Packed, rows_at_once: int) -> None:
@@ -170,7 +173,7 @@ class PackedMatrix:
         self.num_rows = sum(packed.sizes)
         self.num_columns = packed.num_columns
         self.packed = packed
-        self._panels, self._rows_at_once = panels, rows_at_once
+        self._panels, self.rows_at_once = panels, rows_at_once
         self._targets = panels.targets(packed.sizes)
         name = f"multiply_{_KERNELS[packed.weights.dtype]}"
         self._address = library.address(name)
@@ -239,7 +242,7 @@ class PackedMatrix:
 
         A word per value, or with codes half of one and what belongs to blocks and groups.
         """
-        return min(num_rows, self._rows_at_once) * (self.num_columns + 4)
+        return min(num_rows, self.rows_at_once) * (self.num_columns + 4)
 
     def _run(self, x: torch.Tensor, out: torch.Tensor, out_stride: int) -> None:
         shape, types = x.shape, (x.dtype, out.dtype)

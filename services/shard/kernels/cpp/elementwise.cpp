@@ -9,8 +9,6 @@
 namespace infermesh {
 namespace {
 
-constexpr int64_t kWorthThreads = 1 << 15;  // values; fewer are done before a thread has woken up
-
 // To the tensors' type and back.
 inline Floats rounded(const float*, Floats value) { return value; }
 inline Floats rounded(const BFloat16*, Floats value) { return round_to_bfloat16(value); }

@@ -8,6 +8,7 @@
 #include "panels.h"
 
 using namespace infermesh;
+using infermesh::products::kRowBlock;
 using infermesh::products::Product;
 
 extern "C" {
@@ -73,8 +74,8 @@ struct Step {
   float* normed;    // [tokens, width]
   float* projected;  // [tokens, rows of qkv]
   float* mixed;     // [tokens, heads * dim]
-  float* both;      // [tokens, rows of both]
-  float* hidden;    // [tokens, columns of down]
+  float* both;      // [kRowBlock tokens, rows of both]
+  float* hidden;    // [kRowBlock tokens, columns of down]
   float* scratch;   // of products
   int64_t table_stride, num_rows, block_size, num_tokens, cos_stride, pairs;
   int32_t num_threads;
@@ -87,12 +88,12 @@ const float* normed(const Norm& norm, const float* x, int64_t rows, int64_t widt
   return to;
 }
 
-void multiply(const Matrix& matrix, const Step& step, const float* x, float* out,
+void multiply(const Matrix& matrix, const Step& step, int64_t num_rows, const float* x, float* out,
               int64_t out_stride) {
   Product product = matrix.product;
   product.x = x;
   product.x_stride = product.num_columns;
-  product.num_rows = step.num_tokens;
+  product.num_rows = num_rows;
   product.out = out;
   product.out_stride = out_stride;
   product.scratch = step.scratch;
@@ -102,7 +103,7 @@ void multiply(const Matrix& matrix, const Step& step, const float* x, float* out
 
 void attention(const Layer& layer, const Step& step, const float* x, float* out) {
   const int64_t tokens = step.num_tokens, dim = layer.head_dim;
-  multiply(layer.qkv, step, x, step.projected, 0);
+  multiply(layer.qkv, step, tokens, x, step.projected, 0);
   float* states[3];
   for (int i = 0; i < 3; ++i) states[i] = step.projected + tokens * layer.starts[i];
   const Norm* norms[2] = {&layer.query_norm, &layer.key_norm};
@@ -120,27 +121,35 @@ void attention(const Layer& layer, const Step& step, const float* x, float* out)
                step.tables, step.table_stride, step.query_lens, step.context_lens, step.num_rows,
                step.block_size, layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale,
                layer.softcap, layer.sinks);
-  multiply(layer.out, step, step.mixed, out, layer.out.num_rows);
+  multiply(layer.out, step, tokens, step.mixed, out, layer.out.num_rows);
 }
 
+// By as many tokens as a product has in hand at a time: what is between its matrices stays in the
+// cache.
 void mlp(const Layer& layer, const Step& step, const float* x, float* out) {
-  const int64_t width = layer.down.product.num_columns, tokens = step.num_tokens;
-  multiply(layer.both, step, x, step.both, 2 * width);
+  const int64_t width = layer.down.product.num_columns;
   const float* gate = step.both + (layer.gate_first ? 0 : width);
   const float* up = step.both + (layer.gate_first ? width : 0);
-  layer.gate(gate, 1, 2 * width, 0, up, 1, 2 * width, 0, tokens, width, step.hidden);
-  multiply(layer.down, step, step.hidden, out, layer.down.num_rows);
+  for (int64_t first = 0; first < step.num_tokens; first += kRowBlock) {
+    const int64_t rows = std::min(kRowBlock, step.num_tokens - first);
+    multiply(layer.both, step, rows, x + first * layer.both.product.num_columns, step.both,
+             2 * width);
+    layer.gate(gate, 1, 2 * width, 0, up, 1, 2 * width, 0, rows, width, step.hidden);
+    multiply(layer.down, step, rows, step.hidden, out + first * layer.down.num_rows,
+             layer.down.num_rows);
+  }
 }
 
 // x = x + multiplier * added, each rounded, as torch does.
 void add(const float* added, float multiplier, int64_t count, float* x) {
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
+  const int64_t whole = count / kWidth * kWidth;
+#pragma omp parallel for schedule(static) if (count > kWorthThreads)
+  for (int64_t i = 0; i < whole; i += kWidth) {
     Floats product = multiplier * load_floats(added + i);
     settle(product);
     store_floats(x + i, load_floats(x + i) + product);
   }
-  for (; i < count; ++i) {
+  for (int64_t i = whole; i < count; ++i) {
     float product = multiplier * added[i];
     settle(product);
     x[i] = x[i] + product;

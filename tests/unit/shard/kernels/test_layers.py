@@ -83,3 +83,25 @@ def test_a_layer_reads_the_same_from_either_type_where_values_are_the_same(
     assert torch.equal(run(layer, x, filled(torch.bfloat16, k, v), elsewhere), wanted)
     k.flatten(0, 1)[2 * BLOCK] += 1
     assert not torch.equal(run(layer, x, filled(torch.bfloat16, k, v), elsewhere), wanted)
+
+
+def test_a_token_has_the_same_bits_alone_and_among_more_than_are_in_hand(
+    layer: LayersKernel,
+) -> None:
+    at_once = layer._parts[0].both.rows_at_once
+    x = torch.randn(2 * at_once + 5, WIDTH)
+    pool = KvPool(KvShape(1, KV_HEADS, DIM, 1, torch.float32), len(x), torch.device("cpu"))
+    tables = torch.ones(len(x), DIM // 2), torch.zeros(len(x), DIM // 2)
+    ones = np.ones(len(x), dtype=np.int64)
+
+    def tokens(first: int, end: int) -> torch.Tensor:
+        """Each of its own sequence, which has no other."""
+        blocks = np.arange(first, end)
+        rows = PagedRows.of(blocks[:, None], ones[first:end], ones[first:end])
+        at = slice(first, end)
+        own = tables[0][at], tables[1][at]
+        return layer.run(x[at], [own], pool, rows, torch.arange(first, end))
+
+    together = tokens(0, len(x))
+    for token in (0, at_once - 1, at_once, 2 * at_once, len(x) - 1):
+        assert torch.equal(tokens(token, token + 1)[0], together[token])
