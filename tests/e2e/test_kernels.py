@@ -30,6 +30,8 @@ def test_a_mesh_runs_on_kernels_or_without_and_answers_the_same(
         assert num_modules(mesh, "norms") == 2 * num_layers + 1
         assert num_modules(mesh, "merged") == 2 * num_layers
         assert num_modules(mesh, "products") == 4 * num_layers + 1
+        assert num_modules(mesh, "stacked") == num_layers
+        assert num_modules(mesh, "shortcut") == 1
         fast = answers(mesh)
     monkeypatch.setenv("INFERMESH_SHARD__KERNELS", "off")
     with Mesh(tmp_path / "off", *OPTIONS) as mesh:

@@ -48,7 +48,7 @@ struct Sums {
     typedef Floats Totals[kHeight][2];
     typedef ByteSums::Vector Integers[kHeight][2];
 
-    [[gnu::noinline]] static void run(Block block, Ahead ahead, float* sums) {
+    static void run(Block block, Ahead ahead, float* sums) {
       Totals totals;
       for (int row = 0; row < kHeight; ++row)
         for (int v = 0; v < 2; ++v)

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // Defined by hand, it tries the code for AVX-512 on other processors: the compiler takes vectors
 // apart, and where instructions are named it is done here, half by half.
@@ -230,15 +231,36 @@ inline float largest(Floats value) {
   return most;
 }
 
-// Of all elements, by `reduce` of two vectors, in every element.
-template <typename Vector, typename Reduce>
+// Lanes of two vectors put together; a lane of the second counts from kWidth on.
+template <typename Order, std::size_t... I>
+inline Floats pick(Floats a, Floats b, std::index_sequence<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Order::lane(I)...);
+#else
+  return __builtin_shuffle(a, b, Ints{Order::lane(I)...});
+#endif
+}
+
+template <typename Order>
+inline Floats pick(Floats a, Floats b) {
+  return pick<Order>(a, b, std::make_index_sequence<kWidth>());
+}
+
+template <int kHalf>
+struct Across {
+  static constexpr int lane(int i) { return i ^ kHalf; }
+};
+
+// What `reduce` makes of all elements, in every element.
+template <int kHalf = kWidth / 2, typename Vector, typename Reduce>
 inline Vector over_all(Vector value, Reduce reduce) {
-  Ints own;
-  for (int i = 0; i < kWidth; ++i) own[i] = i;
-#pragma GCC unroll 4
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    value = reduce(value, (Vector)__builtin_shuffle((Ints)value, own ^ half));
-  return value;
+  if constexpr (kHalf > 0) {
+    const Floats lanes = (Floats)value;
+    const Vector across = (Vector)pick<Across<kHalf>>(lanes, lanes);
+    return over_all<kHalf / 2>(reduce(value, across), reduce);
+  } else {
+    return value;
+  }
 }
 
 }  // namespace infermesh

@@ -1,26 +1,9 @@
 // Squares of kWidth x kWidth floats, turned in registers.
 #pragma once
 
-#include <utility>
-
 #include "common.h"
 
 namespace infermesh {
-
-// Lanes of two vectors put together; a lane of the second counts from kWidth on.
-template <typename Order, std::size_t... I>
-inline Floats pick(Floats a, Floats b, std::index_sequence<I...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, Order::lane(I)...);
-#else
-  return __builtin_shuffle(a, b, Ints{Order::lane(I)...});
-#endif
-}
-
-template <typename Order>
-inline Floats pick(Floats a, Floats b) {
-  return pick<Order>(a, b, std::make_index_sequence<kWidth>());
-}
 
 // Within each four lanes: the first or last two of both, one by one (Single) or two by two.
 template <bool Single, bool Last>

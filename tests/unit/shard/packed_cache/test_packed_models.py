@@ -68,7 +68,7 @@ def assert_same(one: LoadedModel, other: LoadedModel) -> None:
 
 
 def kernel_modules() -> dict[str, float]:
-    kinds = ("products", "merged", "norms", "mlps", "attentions", "layers")
+    kinds = ("products", "merged", "norms", "mlps", "attentions", "layers", "stacked", "shortcut")
     return {kind: _modules.labels(kind)._value.get() for kind in kinds}  # type: ignore[attr-defined]
 
 
