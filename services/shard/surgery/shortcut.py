@@ -53,23 +53,26 @@ class Shortcut:
 
 def find(library: Library, model: Any) -> Shortcut | None:
     """None where there is none. Every module stays as it is."""
+    if not any(isinstance(module, FusedLayer) for module in model.modules()):
+        return None
     with torch.inference_mode():
-        candidate = _candidate(library, model)
-        if candidate is None or not all(
-            _agrees(library, model, candidate, *probe) for probe in _PROBES
-        ):
+        with _watching(model) as calls:
+            wanted = [_own_way(library, model, *_PROBES[0])]
+        candidate = None if wanted[0] is None else _candidate(model, calls)
+        if candidate is None:
             return None
-    return candidate
+        wanted += [_own_way(library, model, *probe) for probe in _PROBES[1:]]
+        got = [given(_short_way, library, model, candidate, *probe) for probe in _PROBES]
+    return candidate if all(map(_equal, wanted, got)) else None
 
 
-def _candidate(library: Library, model: Any) -> Shortcut | None:
+def _candidate(model: Any, calls: list[tuple[nn.Module, tuple[Any, ...], Any]]) -> Shortcut | None:
+    """By what was seen in the model's last pass."""
     layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
-    if not layers or any(layer.stack is not layers[0].stack for layer in layers):
+    if any(layer.stack is not layers[0].stack for layer in layers):
         return None
     stack = layers[0].stack
-    with _watching(model) as calls:
-        output = _own_way(library, model, layers[0], *_PROBES[0])
-    if output is None or len({id(tables) for tables in stack.tables}) != 1:
+    if len({id(tables) for tables in stack.tables}) != 1:
         return None
     after_layers = next(out for module, _, out in calls if module is layers[-1])
     # Of modules in one another the outermost ends last.
@@ -97,31 +100,27 @@ def _watching(model: nn.Module) -> Iterator[list[tuple[nn.Module, tuple[Any, ...
             hook.remove()
 
 
-def _agrees(library: Library, model: Any, shortcut: Shortcut, first: int, apart: int) -> bool:
-    layer = next(module for module in model.modules() if isinstance(module, FusedLayer))
-    wanted = _own_way(library, model, layer, first, apart)
-    got = given(_short_way, library, model, layer, shortcut, first, apart)
+def _equal(wanted: list[torch.Tensor] | None, got: list[torch.Tensor] | None) -> bool:
+    """To the bit."""
     if wanted is None or got is None or len(wanted) != len(got):
         return False
     return all(map(torch.equal, wanted, got))
 
 
 def _short_way(
-    library: Library, model: Any, layer: FusedLayer, shortcut: Shortcut, first: int, apart: int
+    library: Library, model: Any, shortcut: Shortcut, first: int, apart: int
 ) -> list[torch.Tensor]:
-    page = page_of(library, model, layer)
+    page = page_of(library, model)
     tokens = _tokens(first, apart)
     states = shortcut.states(tokens, tokens, page)
     logits = shortcut.logits(states, torch.arange(1, NUM_TOKENS))
     return [states, logits, *page.pool.keys, *page.pool.values]
 
 
-def _own_way(
-    library: Library, model: Any, layer: FusedLayer, first: int, apart: int
-) -> list[torch.Tensor] | None:
+def _own_way(library: Library, model: Any, first: int, apart: int) -> list[torch.Tensor] | None:
     """What a few tokens become before the head and after it, and what they leave in the pool; None
     where the model can't be asked like that."""
-    page = page_of(library, model, layer)
+    page = page_of(library, model)
     tokens, seen = _tokens(first, apart), []
     decoder = getattr(model, model.base_model_prefix)
     hook = decoder.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state))

@@ -52,7 +52,7 @@ def _put(layers: Sequence[FusedLayer], stacks: Sequence[Stack]) -> None:
 def _through(library: Library, model: Any, layers: list[FusedLayer]) -> list[torch.Tensor]:
     """What a few tokens become in the model without its head, and what those layers leave in the
     pool; nothing where the model can't be asked like that."""
-    page = page_of(library, model, layers[0])
+    page = page_of(library, model)
     positions = torch.arange(NUM_TOKENS)[None]
     decoder = getattr(model, model.base_model_prefix)
     ids = {"input_ids": positions + 1, "position_ids": positions}

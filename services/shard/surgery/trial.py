@@ -40,11 +40,11 @@ def one_page(library: Library, num_layers: int, num_kv_heads: int, head_dim: int
     return PagedContext(pool, attend, torch.arange(NUM_TOKENS), kernels, rows)
 
 
-def page_of(library: Library, model: nn.Module, layer: FusedLayer) -> PagedContext:
-    """One that all layers of a model may use, of which this is one."""
+def page_of(library: Library, model: nn.Module) -> PagedContext:
+    """One that all layers of a model may use, of which some are fused."""
     numbers = (getattr(one, "layer", getattr(one, "layer_idx", 0)) for one in model.modules())
     num_layers = 1 + max(number for number in numbers if isinstance(number, int))
-    parts = layer.parts
+    parts = next(one.parts for one in model.modules() if isinstance(one, FusedLayer))
     num_kv_heads = parts.qkv.sizes[parts.order[1]] // parts.head_dim
     return one_page(library, num_layers, num_kv_heads, parts.head_dim)
 

@@ -48,7 +48,7 @@ def test_not_one_bit_differs_from_the_models_own_way(
     assert all(torch.equal(short[at], own[at]) for at in own)
 
 
-def test_a_long_sequence_takes_its_own_rotary_tables(tmp_path: Path) -> None:
+def test_rotary_tables_come_from_the_module_that_chooses_them_by_sequence(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     rope = {
         "rope_type": "longrope",

@@ -46,14 +46,7 @@ FUSED = {
     "qwen2": ALL,
     "qwen3": {**ALL, "norms": 13},
     "qwen3_moe": {**NONE, "norms": 13, "mlps": 1, "attentions": 3, "layers": 1},
-    "starcoder2": {
-        "norms": 0,
-        "mlps": 0,
-        "attentions": 3,
-        "layers": 0,
-        "stacked": 0,
-        "shortcut": 0,
-    },
+    "starcoder2": {**NONE, "attentions": 3},
 }
 
 
