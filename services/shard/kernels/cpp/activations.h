@@ -39,8 +39,8 @@ struct Pairs {
         units(reinterpret_cast<float*>(pairs + num_rows * num_pairs)) {}
 };
 
-// A group of a row: what its integers are multiples of, the sum of what they mean, and what the sum
-// of its products with bytes begins with, that those which are a code plus kByteOf0 don't exceed it.
+// A group of a row: what its integers are multiples of, the sum of what they mean, and what a sum of
+// their products with codes plus kByteOf0 begins with, so that it ends as that with the codes.
 struct Group {
   float unit, total;
   int32_t start;
@@ -60,10 +60,10 @@ struct Fours {
 };
 
 // Up to kCodeBlock values to integers, and zeros behind them up to whole vectors. Returns their
-// unit, of which `most` are the largest value; no number where one of the values is none or
+// unit, of which kLargestPair are the largest value; no number where one of the values is none or
 // infinite.
 template <typename X>
-float quantize(const X* x, int64_t count, float most, int32_t* out) {
+float quantize(const X* x, int64_t count, int32_t* out) {
   alignas(64) float values[kCodeBlock];
   const int64_t whole = (count + kWidth - 1) / kWidth * kWidth;
   for (int64_t k = 0; k < count; ++k) values[k] = to_float(x[k]);
@@ -80,12 +80,12 @@ float quantize(const X* x, int64_t count, float most, int32_t* out) {
     for (int64_t k = 0; k < whole; ++k) out[k] = 0;
     return zero;
   }
-  const Floats inverse = fill(most / peak), round = fill(kRound);
+  const Floats inverse = fill(kLargestPair / peak), round = fill(kRound);
   for (int64_t k = 0; k < whole; k += kWidth) {
     const Floats nearest = multiply_add(load_floats(values + k), inverse, round) - round;
     store(out + k, __builtin_convertvector(nearest, Ints));
   }
-  return peak / most;
+  return peak / kLargestPair;
 }
 
 // A block of columns of a tile.
@@ -97,7 +97,7 @@ void prepare_block(const Product& product, const X* x, int height, int64_t block
   alignas(64) int32_t values[kCodeBlock];
   for (int row = 0; row < height; ++row) {
     units[block * height + row] =
-        quantize(x + row * product.x_stride + first, count, kLargestPair, values);
+        quantize(x + row * product.x_stride + first, count, values);
     for (int64_t k = 0; k < (count + 3) / 4 * 4; k += 2)
       pairs[(first + k) / 2 * height + row] =
           static_cast<int32_t>((values[k] & 0xFFFFu) | static_cast<uint32_t>(values[k + 1]) << 16);
