@@ -1,6 +1,7 @@
 """Whether the C++ kernels can be had here: they are never required, and tests of them need a
 compiler and a processor for which there are any."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from services.shard.kernels.products import Packer
 from services.shard.torch_loading import DEFAULT_FOLDER
 
 FOLDER = Path(DEFAULT_FOLDER).expanduser()
+# A library to test in place of the cached one: `make sanitize-kernels` sets it.
+SWITCH = "INFERMESH_TEST_KERNELS"
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 
 
@@ -31,6 +34,13 @@ def kernels_sum_bytes() -> bool:
 def with_byte_sums() -> Library:
     """The code for processors that sum products of bytes, in instructions that this one has."""
     return Library(prepare(CAPABILITY, FOLDER, lambda: None, ("-DINFERMESH_BYTE_SUMS",)))
+
+
+def with_late_threads() -> Library:
+    """Has `make_late`, see `cpp/team.cpp`."""
+    given = os.environ.get(SWITCH)
+    flags = ("-DINFERMESH_LATE",)
+    return Library(Path(given) if given else prepare(CAPABILITY, FOLDER, lambda: None, flags))
 
 
 WHY_NOT = "no C++ compiler, or no kernels for this processor"

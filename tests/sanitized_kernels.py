@@ -15,6 +15,8 @@ from services.shard.kernels.compiling import prepare
 
 # The first wrong access or undefined operation ends the process.
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
+# Threads can be made late, as a test does.
+FLAGS += ("-DINFERMESH_LATE",)
 TAKEN_APART = ("-DINFERMESH_WIDE", "-Wno-psabi")
 
 

@@ -24,6 +24,10 @@ from services.shard.slots import ActiveRow
 _sampled_rows = metrics.counter(
     "shard_sampled_rows_total", "Tokens drawn, by the C++ kernel or by torch.", ("by",)
 )
+_helped_parts = metrics.counter(
+    "shard_kernel_helped_parts_total",
+    "Parts of products and attention that a thread finished for one that was late.",
+)
 
 
 class TorchEngine:
@@ -39,6 +43,8 @@ class TorchEngine:
     ) -> None:
         self._forward = forward
         self._kernel = None if kernels is None else SamplingKernel(kernels)
+        self._library = kernels
+        self._num_helped = 0 if kernels is None else kernels.num_helped()
         self._sampled_rows = _sampled_rows.labels("torch" if kernels is None else "kernel")
         self._pool = pool
         self._block_size = block_size
@@ -65,7 +71,13 @@ class TorchEngine:
                 for i, draw in zip(sampled, drawn, strict=True):
                     draws[i] = draw
             sample_s = time.perf_counter() - start_s
+        self._count_helped_parts()
         for i in broken:
             error = NumericalError("the model gave NaN or infinite states for this sequence")
             draws[batch.order[i]] = Draw(error=error)
         return Computed(draws, sample_s)
+
+    def _count_helped_parts(self) -> None:
+        if self._library is not None:
+            before, self._num_helped = self._num_helped, self._library.num_helped()
+            _helped_parts.inc(self._num_helped - before)

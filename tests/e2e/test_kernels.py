@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,35 @@ def test_a_mesh_runs_on_kernels_or_without_and_answers_the_same(
         with pytest.raises(AssertionError, match="exports no"):
             num_modules(mesh, "products")
         assert answers(mesh) == fast
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Each wants a core now and then, as the services of a mesh do, for a minute at most."""
+    work = """if True:
+        import time
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.001)
+            for _ in range(20_000): pass
+    """
+    running = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_threads_help_one_that_lost_its_core_and_the_answers_stay_the_same(tmp_path: Path) -> None:
+    given, helped = [], []
+    for threads in (1, 2):
+        (tmp_path / str(threads)).mkdir()
+        flags = (*OPTIONS, "--set", f"shard.num_threads={threads}")
+        with Mesh(tmp_path / str(threads), *flags) as mesh, busy_processes(2):
+            given.append(answers(mesh))
+            helped.append(mesh.metric("shard-0", "shard_kernel_helped_parts_total"))
+    assert given[0] == given[1]
+    assert helped[0] == 0
+    assert helped[1] > 0

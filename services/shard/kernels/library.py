@@ -30,6 +30,12 @@ class Library:
         found.restype = None
         return found  # type: ignore[no-any-return]
 
+    def num_helped(self) -> int:
+        """Parts of work that a thread wrote for another one, which was late, in this process."""
+        count = ctypes.c_int64()
+        self.function("num_helped", ctypes.POINTER(ctypes.c_int64))(count)
+        return count.value
+
     def address(self, name: str) -> int:
         """Where the kernel of that name begins, for kernels that call it."""
         found = ctypes.cast(getattr(self._library, f"infermesh_{name}"), ctypes.c_void_p).value

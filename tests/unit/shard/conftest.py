@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from services.shard.kernels.library import Library, load
-from tests.compiled_kernels import FOLDER, WHY_NOT, has_kernels
-
-# A library to test in place of the cached one: `make sanitize-kernels` sets it.
-SWITCH = "INFERMESH_TEST_KERNELS"
+from tests.compiled_kernels import FOLDER, SWITCH, WHY_NOT, has_kernels
 
 
 @pytest.fixture(scope="session")

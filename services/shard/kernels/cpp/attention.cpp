@@ -4,11 +4,10 @@
 // work, which reads each block of keys once. Keys are taken in segments that begin at fixed
 // positions; each segment has a softmax of its own, and segments are merged in order. So a query's
 // bits follow from its own sequence alone: not from the batch, the chunk or the number of threads.
-#include <omp.h>
-
 #include <utility>
 
 #include "attention_block.h"
+#include "team.h"
 
 namespace infermesh {
 namespace {
@@ -44,30 +43,26 @@ std::vector<Unit> units_of(const Call<T>& call, int64_t most_heads) {
 }
 
 template <typename T>
-void run_unit(const Call<T>& call, const Unit& unit, const Workspace<T>& work) {
-  const int rows = call.rows_of(unit);
-  const State whole = State::at(work.whole, rows), part = State::at(work.part, rows);
-  load_query(call, unit, work.query);
-  run_segment(call, unit, unit.first_segment(), work, whole);
-  for (int64_t segment = unit.first_segment() + 1; segment < unit.end_segment(); ++segment) {
-    run_segment(call, unit, segment, work, part);
-    merge(whole, part, rows, call.padded_dim());
-  }
-  write_out(call, unit, whole);
-}
-
-template <typename T>
 void run_whole(const Call<T>& call, const std::vector<Unit>& units) {
-  const int64_t count = static_cast<int64_t>(units.size());
-#pragma omp parallel
-  {
-    const Workspace<T> work(call, units);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i) run_unit(call, units[i], work);
-  }
+  const Workspace<T> work(call, units);
+  const auto compute = [&](int64_t i) {
+    const Unit& unit = units[i];
+    const int rows = call.rows_of(unit);
+    const State whole = State::at(work.whole, rows), part = State::at(work.part, rows);
+    load_query(call, unit, work.query);
+    run_segment(call, unit, unit.first_segment(), work, whole);
+    for (int64_t segment = unit.first_segment() + 1; segment < unit.end_segment(); ++segment) {
+      run_segment(call, unit, segment, work, part);
+      merge(whole, part, rows, call.padded_dim());
+    }
+  };
+  each_share(units.size(), compute, [&](int64_t i) {
+    write_out(call, units[i], State::at(work.whole, call.rows_of(units[i])));
+  });
 }
 
-// Few units with long contexts: their segments are shared out, and merged when all are there.
+// In a team. Few units with long contexts: their segments are shared out, and merged when all are
+// there.
 template <typename T>
 void run_split(const Call<T>& call, const std::vector<Unit>& units) {
   const int dim = call.padded_dim();
@@ -83,31 +78,31 @@ void run_split(const Call<T>& call, const std::vector<Unit>& units) {
     }
   }
   firsts.push_back(static_cast<int64_t>(parts.size()));
-  std::vector<float> memory(size);
-  const auto state = [&](int64_t part) {
-    return State::at(memory.data() + offsets[part], call.rows_of(units[parts[part].first]));
+  float* const memory = room(size);
+  const Workspace<T> work(call, units);
+  const auto rows_of = [&](int64_t part) { return call.rows_of(units[parts[part].first]); };
+  const auto run = [&](int64_t part) {
+    const Unit& unit = units[parts[part].first];
+    load_query(call, unit, work.query);
+    run_segment(call, unit, parts[part].second, work, State::at(work.part, rows_of(part)));
   };
-#pragma omp parallel
-  {
-    const Workspace<T> work(call, units);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < static_cast<int64_t>(parts.size()); ++i) {
-      const Unit& unit = units[parts[i].first];
-      load_query(call, unit, work.query);
-      run_segment(call, unit, parts[i].second, work, state(i));
-    }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < static_cast<int64_t>(units.size()); ++i) {
-      for (int64_t part = firsts[i] + 1; part < firsts[i + 1]; ++part)
-        merge(state(firsts[i]), state(part), call.rows_of(units[i]), dim);
-      write_out(call, units[i], state(firsts[i]));
-    }
-  }
+  each_share(parts.size(), run, [&](int64_t part) {
+    std::copy_n(work.part, State::size(rows_of(part), dim), memory + offsets[part]);
+  });
+  const auto merge_all = [&](int64_t i) {
+    const int rows = call.rows_of(units[i]);
+    std::copy_n(memory + offsets[firsts[i]], State::size(rows, dim), work.whole);
+    for (int64_t part = firsts[i] + 1; part < firsts[i + 1]; ++part)
+      merge(State::at(work.whole, rows), State::at(memory + offsets[part], rows), rows, dim);
+  };
+  each_share(units.size(), merge_all, [&](int64_t i) {
+    write_out(call, units[i], State::at(work.whole, call.rows_of(units[i])));
+  });
 }
 
 template <typename T>
-void attend(const Call<T>& call) {
-  const int64_t threads = omp_get_max_threads();
+void attend_by_member(const Call<T>& call) {
+  const int64_t threads = team_size();
   const int64_t heads = std::max(1, kUnitValues / (kBlockKeys * call.padded_dim()));
   std::vector<Unit> units = units_of(call, heads);
   const auto few = [&] {
@@ -118,6 +113,11 @@ void attend(const Call<T>& call) {
   for (const Unit& unit : units) segments += unit.end_segment() - unit.first_segment();
   if (segments < 2 * threads) units = units_of(call, 1);
   run_split(call, units);
+}
+
+template <typename T>
+void attend(const Call<T>& call) {
+  in_team(omp_get_max_threads(), [&] { attend_by_member(call); });
 }
 
 template <typename T>

@@ -35,9 +35,6 @@ constexpr int kWidth = 16;
 constexpr int kWidth = 8;
 #endif
 
-// Values; fewer are done before another thread has woken up.
-constexpr int64_t kWorthThreads = 1 << 15;
-
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Uints __attribute__((vector_size(4 * kWidth)));

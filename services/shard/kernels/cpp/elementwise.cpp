@@ -3,6 +3,7 @@
 // row alone.
 #include <cmath>
 
+#include "team.h"
 #include "transpose.h"
 #include "vector_math.h"
 
@@ -81,12 +82,13 @@ void norm_row(const T* x, const T* residual, const T* weight, int64_t width, Nor
 template <typename T>
 void norm(Rows<const T> x, const T* residual, const T* weight, int64_t rows, int64_t width,
           NormRules rules, T* sum, T* out) {
-#pragma omp parallel for schedule(static) if (rows * width > kWorthThreads)
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = row * width;
-    norm_row(x.at(row), residual == nullptr ? nullptr : residual + at, weight, width, rules,
-             sum + at, out + at);
-  }
+  each_part(rows, rows * width, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t at = row * width;
+      norm_row(x.at(row), residual == nullptr ? nullptr : residual + at, weight, width, rules,
+               sum + at, out + at);
+    }
+  });
 }
 
 // Table is the tensors' type, and then both products are rounded to it, or float.
@@ -127,14 +129,15 @@ void rotate_neighbours(T* head, const Table* cos, const Table* sin, int64_t pair
 template <typename T, typename Table>
 void rotate(Rows<T> states, const Table* cos, const Table* sin, int64_t table_stride, int64_t rows,
             int64_t pairs, bool neighbours) {
-#pragma omp parallel for schedule(static) if (rows * pairs > kWorthThreads)
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = row / states.inner * table_stride;
-    if (neighbours)
-      rotate_neighbours(states.at(row), cos + at, sin + at, pairs);
-    else
-      rotate_halves(states.at(row), cos + at, sin + at, pairs);
-  }
+  each_part(rows, rows * pairs, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t at = row / states.inner * table_stride;
+      if (neighbours)
+        rotate_neighbours(states.at(row), cos + at, sin + at, pairs);
+      else
+        rotate_halves(states.at(row), cos + at, sin + at, pairs);
+    }
+  });
 }
 
 struct Silu {
@@ -154,15 +157,16 @@ struct GeluErf {
 // out = activation(gate) * up
 template <typename Activation, typename T>
 void gate(Rows<const T> gates, Rows<const T> ups, int64_t rows, int64_t width, T* out) {
-#pragma omp parallel for schedule(static) if (rows * width > kWorthThreads)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T *from = gates.at(row), *up = ups.at(row);
-    T* to = out + row * width;
-    each_vector(width, [&](int64_t i, int64_t count) {
-      const Floats active = rounded(from, Activation::of(load_some(from + i, count)));
-      store_some(to + i, active * load_some(up + i, count), count);
-    });
-  }
+  each_part(rows, rows * width, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const T *from = gates.at(row), *up = ups.at(row);
+      T* to = out + row * width;
+      each_vector(width, [&](int64_t i, int64_t count) {
+        const Floats active = rounded(from, Activation::of(load_some(from + i, count)));
+        store_some(to + i, active * load_some(up + i, count), count);
+      });
+    }
+  });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "panels.h"
 
 using namespace infermesh;
+using infermesh::products::kParallelProducts;
 using infermesh::products::kRowBlock;
 using infermesh::products::Product;
 
@@ -115,8 +116,10 @@ void attention(const Layer& layer, const Step& step, const float* x, float* out)
                                      step.cos_stride, tokens, step.pairs, layer.neighbours);
   }
   const int64_t kv_width = layer.num_kv_heads * dim;
-  layer.write_kv(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim, states[1],
-                 kv_width, dim, states[2], kv_width, dim);
+  once([&] {
+    layer.write_kv(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim, states[1],
+                   kv_width, dim, states[2], kv_width, dim);
+  });
   layer.attend(step.mixed, states[0], layer.num_heads * dim, dim, layer.keys, layer.values,
                step.tables, step.table_stride, step.query_lens, step.context_lens, step.num_rows,
                step.block_size, layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale,
@@ -142,18 +145,25 @@ void mlp(const Layer& layer, const Step& step, const float* x, float* out) {
 
 // x = x + multiplier * added, each rounded, as torch does.
 void add(const float* added, float multiplier, int64_t count, float* x) {
-  const int64_t whole = count / kWidth * kWidth;
-#pragma omp parallel for schedule(static) if (count > kWorthThreads)
-  for (int64_t i = 0; i < whole; i += kWidth) {
-    Floats product = multiplier * load_floats(added + i);
-    settle(product);
-    store_floats(x + i, load_floats(x + i) + product);
-  }
-  for (int64_t i = whole; i < count; ++i) {
-    float product = multiplier * added[i];
-    settle(product);
-    x[i] = x[i] + product;
-  }
+  each_part(count, count, [&](int64_t i, int64_t end) {
+    for (; i + kWidth <= end; i += kWidth) {
+      Floats product = multiplier * load_floats(added + i);
+      settle(product);
+      store_floats(x + i, load_floats(x + i) + product);
+    }
+    for (; i < end; ++i) {
+      float product = multiplier * added[i];
+      settle(product);
+      x[i] = x[i] + product;
+    }
+  });
+}
+
+int64_t largest_product(const Layer& layer, int64_t num_tokens) {
+  int64_t most = 0;
+  for (const Matrix* matrix : {&layer.qkv, &layer.out, &layer.both, &layer.down})
+    most = std::max(most, products::products_of(matrix->product, num_tokens));
+  return most;
 }
 
 void run(const Layer& layer, const Step& step, float* states, float* added) {
@@ -174,5 +184,9 @@ void run(const Layer& layer, const Step& step, float* states, float* added) {
 // layer has its step, as not all of a model's turn their heads by the same tables.
 extern "C" void infermesh_layers(const Layer* layers, const Step* const* steps, int64_t count,
                                  float* states, float* added) {
-  for (int64_t i = 0; i < count; ++i) run(layers[i], *steps[i], states, added);
+  const Step& step = **steps;
+  const int64_t most = largest_product(*layers, step.num_tokens);
+  in_team(most < kParallelProducts ? 1 : step.num_threads, [&] {
+    for (int64_t i = 0; i < count; ++i) run(layers[i], *steps[i], states, added);
+  });
 }

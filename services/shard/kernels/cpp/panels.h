@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-#include "common.h"
+#include "team.h"
 
 namespace infermesh::products {
 
@@ -19,9 +19,6 @@ constexpr int kPanel = 2 * kWidth;
 constexpr int kTile = kWidth == 16 ? 12 : 6;
 // Rows of x in hand at a time: a block of their columns stays in the second cache.
 constexpr int64_t kRowBlock = 192;
-// Panels are handed out in so many parts: a thread whose core does something else for a moment, as
-// the other processes of a mesh do, then holds up nobody for long.
-constexpr int64_t kSharesPerThread = 16;
 // Fewer products than this take no longer than waking the other threads does.
 constexpr int64_t kParallelProducts = 1 << 17;
 
@@ -57,6 +54,10 @@ struct Product {
   int32_t x_is_bfloat16, out_is_bfloat16;
   int32_t num_threads;
 };
+
+inline int64_t products_of(const Product& product, int64_t num_rows) {
+  return num_rows * product.num_columns * product.num_panels * kPanel;
+}
 
 // Rows of x that are in hand, cut into tiles of nearly equal height.
 struct Tiles {
@@ -133,60 +134,92 @@ void write_panel(const Product& product, int64_t first_row, int64_t num_rows, in
     write_row(sums + row * kPanel, scales, bias, target.count, to + row * stride);
 }
 
-// Rows of x by panels [first, last). Kind has kBlock, its tiles' kTallest, and for a block of
-// columns `add(product, prepared, tiles, tile, panel, block, sums)` of a tile by a panel.
+// Sums of rows of x by a panel. Kind has kBlock, its tiles' kTallest, and for a block of columns
+// `add(product, prepared, tiles, tile, panel, block, sums)` of a tile by a panel.
 template <class Kind>
-void multiply_panels(const Product& product, const void* prepared, int64_t first_row,
-                     const Tiles& tiles, int64_t first, int64_t last) {
-  alignas(64) float sums[kRowBlock * kPanel];
-  const int64_t num_blocks = (product.num_columns + Kind::kBlock - 1) / Kind::kBlock;
-  for (int64_t panel = first; panel < last; ++panel) {
-    const float* scales = Kind::column_scales(product, panel);
-    __builtin_prefetch(product.targets + panel);  // all that is read after the weights
-    for (int v = 0; v < 2; ++v) {
-      if (scales) __builtin_prefetch(scales + v * kWidth);
-      if (product.bias) __builtin_prefetch(product.bias + panel * kPanel + v * kWidth);
-    }
-    for (int64_t block = 0; block < num_blocks; ++block)
-      for (int64_t tile = 0; tile < tiles.count; ++tile)
-        Kind::add(product, prepared, tiles, tile, panel, block, sums);
-    if (product.out_is_bfloat16)
-      write_panel<BFloat16>(product, first_row, tiles.num_rows, panel, sums, scales);
-    else
-      write_panel<float>(product, first_row, tiles.num_rows, panel, sums, scales);
+[[gnu::noinline, gnu::flatten]] void sum_panel(const Product& product, const Tiles& tiles, int64_t panel, float* sums) {
+  __builtin_prefetch(product.targets + panel);  // all that is read after the weights
+  const float* scales = Kind::column_scales(product, panel);
+  for (int v = 0; v < 2; ++v) {
+    if (scales) __builtin_prefetch(scales + v * kWidth);
+    if (product.bias) __builtin_prefetch(product.bias + panel * kPanel + v * kWidth);
   }
+  const int64_t num_blocks = (product.num_columns + Kind::kBlock - 1) / Kind::kBlock;
+  for (int64_t block = 0; block < num_blocks; ++block)
+    for (int64_t tile = 0; tile < tiles.count; ++tile)
+      Kind::add(product, product.scratch, tiles, tile, panel, block, sums);
 }
 
-// The whole product. `Kind::prepare(product, first_row, tiles, unit, scratch)` brings a part of x
-// into the order in which `add` reads it; units are independent.
+// Rows of x by panels, for `each_share`. A part is as many panels as there is room for their sums.
 template <class Kind>
-void multiply(const Product& product) {
-  const int64_t work = product.num_rows * product.num_columns * product.num_panels * kPanel;
-  const int64_t wanted = work < kParallelProducts ? 1 : product.num_threads;
-  const int64_t num_threads = std::min(wanted, product.num_panels);
-  const int64_t most_shares = num_threads > 1 ? num_threads * kSharesPerThread : 1;
-  const int64_t num_shares = std::min(most_shares, product.num_panels);
-  for (int64_t row = 0; row < product.num_rows; row += kRowBlock) {
-    const int64_t left = product.num_rows - row;
-    const Tiles tiles(left < kRowBlock ? left : kRowBlock, Kind::kTallest);
-    const int64_t num_units = Kind::num_units(product, tiles);
-    const bool is_one_tile = tiles.count == 1;  // to share it would take longer than to make it
-    for (int64_t unit = 0; is_one_tile && unit < num_units; ++unit)
-      Kind::prepare(product, row, tiles, unit, product.scratch);
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
-    {
-      if (!is_one_tile) {
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < num_units; ++unit)
-          Kind::prepare(product, row, tiles, unit, product.scratch);
-      }
-#pragma omp for schedule(dynamic, 1) nowait
-      for (int64_t share = 0; share < num_shares; ++share)
-        multiply_panels<Kind>(product, product.scratch, row, tiles,
-                              product.num_panels * share / num_shares,
-                              product.num_panels * (share + 1) / num_shares);
+struct PanelShares {
+  const Product& product;
+  const Tiles& tiles;
+  const int64_t first_row, count;
+  alignas(64) float sums[kRowBlock * kPanel];  // [panels of a part, rows, kPanel]
+
+  PanelShares(const Product& product, const Tiles& tiles, int64_t first_row, int64_t count)
+      : product(product), tiles(tiles), first_row(first_row), count(count) {}
+
+  int64_t at_once() const { return kRowBlock / tiles.num_rows; }
+  int64_t start(int64_t share) const { return product.num_panels * share / count; }
+  int64_t first(int64_t share, int64_t part) const { return start(share) + part * at_once(); }
+  int64_t end(int64_t share, int64_t part) const {
+    return std::min(start(share + 1), first(share, part + 1));
+  }
+  float* sums_of(int64_t place) { return sums + place * tiles.num_rows * kPanel; }
+
+  int64_t num_parts(int64_t share) const {
+    return (start(share + 1) - start(share) + at_once() - 1) / at_once();
+  }
+
+  void compute(int64_t share, int64_t part) {
+    const int64_t first_panel = first(share, part), end_panel = end(share, part);
+    for (int64_t panel = first_panel; panel < end_panel; ++panel)
+      sum_panel<Kind>(product, tiles, panel, sums_of(panel - first_panel));
+  }
+
+  void write(int64_t share, int64_t part) {
+    const int64_t first_panel = first(share, part), end_panel = end(share, part);
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      const float* from = sums_of(panel - first_panel);
+      const float* scales = Kind::column_scales(product, panel);
+      if (product.out_is_bfloat16)
+        write_panel<BFloat16>(product, first_row, tiles.num_rows, panel, from, scales);
+      else
+        write_panel<float>(product, first_row, tiles.num_rows, panel, from, scales);
     }
   }
+};
+
+// The product of up to kRowBlock rows. `Kind::prepare(product, first_row, tiles, unit, scratch)`
+// brings a part of x into the order in which `add` reads it; units are independent.
+template <class Kind>
+void multiply_rows(const Product& product, int64_t first_row, int64_t num_rows, bool is_small) {
+  const Tiles tiles(num_rows, Kind::kTallest);
+  const int64_t num_units = Kind::num_units(product, tiles);
+  const auto prepare = [&](int64_t unit) {
+    Kind::prepare(product, first_row, tiles, unit, product.scratch);
+  };
+  const auto prepare_all = [&] {
+    for (int64_t unit = 0; unit < num_units; ++unit) prepare(unit);
+  };
+  if (tiles.count == 1)  // to share it out would take longer than to make it
+    once(prepare_all);
+  else
+    each(num_units, prepare);
+  const int64_t most = is_small ? 1 : team_size() * kSharesPerThread;
+  PanelShares<Kind> shares(product, tiles, first_row, std::min(most, product.num_panels));
+  each_share(shares.count, shares);
+}
+
+template <class Kind>
+void multiply(const Product& product) {
+  const bool is_small = products_of(product, product.num_rows) < kParallelProducts;
+  in_team(is_small ? 1 : std::min<int64_t>(product.num_threads, product.num_panels), [&] {
+    for (int64_t row = 0; row < product.num_rows; row += kRowBlock)
+      multiply_rows<Kind>(product, row, std::min(kRowBlock, product.num_rows - row), is_small);
+  });
 }
 
 }  // namespace infermesh::products

@@ -12,6 +12,7 @@
 
 #include "exact_weights.h"
 #include "logit_blocks.h"
+#include "team.h"
 
 namespace infermesh {
 namespace {
@@ -319,8 +320,7 @@ void sample_row(const T* logits, int64_t vocab, const Row& previous, const Row& 
 template <typename T>
 void sample_rows(const T* logits, int64_t num_rows, int64_t vocab, const Row* rows,
                  const Edits& edits, double* out, int64_t out_width) {
-#pragma omp parallel for schedule(dynamic) if (num_rows > 1)
-  for (int64_t i = 0; i < num_rows; ++i) {
+  const auto sample = [&](int64_t i) {
     const Row none{};
     try {
       sample_row(logits + i * vocab, vocab, i ? rows[i - 1] : none, rows[i], edits,
@@ -328,7 +328,8 @@ void sample_rows(const T* logits, int64_t num_rows, int64_t vocab, const Row* ro
     } catch (const std::bad_alloc&) {
       out[i * out_width + 1] = -1;
     }
-  }
+  };
+  in_team(std::min<int64_t>(num_rows, omp_get_max_threads()), [&] { each(num_rows, sample); });
 }
 
 }  // namespace
