@@ -1,6 +1,7 @@
 """The load generator: streams over HTTP to any OpenAI-compatible URL, and what became of each.
 
-A closed loop is so many clients, each with one request after another; an open loop sends at random
+It shares its machine with what it measures, so it is made of libraries that take little of that. A
+closed loop is so many clients, each with one request after another; an open loop sends at random
 times (Poisson), however many are under way. `python -m benchmarks.load --help` for the flags.
 """
 
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-import httpx
+import aiohttp
+import uvloop
 
 from benchmarks.machine import describe, keep
 from benchmarks.timeline import Report, Timeline, print_table, report
@@ -67,17 +69,18 @@ class Client:
             **{name: length[name] for name in target.full_length},
             **target.extra,
         }
-        self._http = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=512),
-            timeout=600,
-            headers={"Authorization": f"Bearer {target.api_key}", **(headers or {})},
-        )
+        self._headers = {"Authorization": f"Bearer {target.api_key}", **(headers or {})}
 
     async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(sock_read=600),
+            headers=self._headers,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def ask(self, prompt: Prompt, due_s: float, timeline: Timeline | None = None) -> Timeline:
         """One streamed completion; what fails is in the timeline's `error`.
@@ -90,26 +93,25 @@ class Client:
         timeline.due_s = due_s
         body = {**self._body, "prompt": prompt}
         try:
-            async with self._http.stream("POST", self._url, json=body) as response:
-                if response.status_code == 200:
+            async with self._http.post(self._url, json=body) as response:
+                if response.status == 200:
                     await _read(response, timeline)
                 else:
-                    await response.aread()
-                    _refused(response, timeline)
-        except httpx.HTTPError as error:
+                    _refused(response.status, await response.text(), timeline)
+        except (aiohttp.ClientError, TimeoutError) as error:
             timeline.error, timeline.message = type(error).__name__, str(error)
         timeline.ended_s = time.perf_counter()
         return timeline
 
 
-async def _read(response: httpx.Response, timeline: Timeline) -> None:
+async def _read(response: aiohttp.ClientResponse, timeline: Timeline) -> None:
     """Takes the events of a stream until it ends."""
     is_done = False
-    async for line in response.aiter_lines():
-        if not line.startswith("data: {"):
-            is_done = is_done or line == "data: [DONE]"
+    async for line in response.content:
+        if not line.startswith(b"data: {"):
+            is_done = is_done or line.rstrip() == b"data: [DONE]"
             continue
-        event = json.loads(line[len("data: ") :])
+        event = json.loads(line[len(b"data: ") :])
         if "error" in event:
             _failed(event["error"], timeline)
             return
@@ -122,11 +124,11 @@ async def _read(response: httpx.Response, timeline: Timeline) -> None:
         timeline.error, timeline.message = "cut_off", "the stream ended without [DONE]"
 
 
-def _refused(response: httpx.Response, timeline: Timeline) -> None:
+def _refused(status: int, text: str, timeline: Timeline) -> None:
     try:
-        _failed(response.json()["error"], timeline)
+        _failed(json.loads(text)["error"], timeline)
     except (ValueError, KeyError, TypeError):
-        timeline.error, timeline.message = f"http_{response.status_code}", response.text[:300]
+        timeline.error, timeline.message = f"http_{status}", text[:300]
 
 
 def _failed(error: Mapping[str, Any], timeline: Timeline) -> None:
@@ -194,7 +196,7 @@ def run_load(target: Target, workload: Workload, streams: int, requests: int) ->
     Raises:
         RuntimeError: one was not; rates of the rest would say nothing.
     """
-    done, wall_s = asyncio.run(send(target, workload, requests, streams))
+    done, wall_s = uvloop.run(send(target, workload, requests, streams))
     failed = next((one for one in done if one.error is not None), None)
     if failed is not None:
         raise RuntimeError(f"{failed.error}: {failed.message}")
@@ -219,7 +221,7 @@ def main() -> None:
             as_text=flags.text,
         )
         count = flags.requests or max(1, streams) * flags.requests_per_stream
-        done, wall_s = asyncio.run(send(target, workload, count, streams, rate))
+        done, wall_s = uvloop.run(send(target, workload, count, streams, rate))
         load = f"{rate}/s" if rate else str(streams)
         rows.append((load, report(done, wall_s)))
         kept.append(

@@ -92,7 +92,7 @@ async def test_connection_that_nobody_takes_is_a_failure_with_a_name() -> None:
     async with serving(*GOOD) as server:
         url = server.url
     async with Client(Target(url, "m"), WORKLOAD) as client:
-        assert (await client.ask([1], time.perf_counter())).error == "ConnectError"
+        assert (await client.ask([1], time.perf_counter())).error == "ClientConnectorError"
 
 
 @pytest.mark.parametrize(
