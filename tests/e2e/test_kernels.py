@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,14 +64,21 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
+def num_helped(mesh: Mesh) -> float:
+    return mesh.metric("shard-0", "shard_kernel_helped_parts_total")
+
+
 def test_threads_help_one_that_lost_its_core_and_the_answers_stay_the_same(tmp_path: Path) -> None:
-    given, helped = [], []
-    for threads in (1, 2):
-        (tmp_path / str(threads)).mkdir()
-        flags = (*OPTIONS, "--set", f"shard.num_threads={threads}")
-        with Mesh(tmp_path / str(threads), *flags) as mesh, busy_processes(2):
-            given.append(answers(mesh))
-            helped.append(mesh.metric("shard-0", "shard_kernel_helped_parts_total"))
-    assert given[0] == given[1]
-    assert helped[0] == 0
-    assert helped[1] > 0
+    for threads in "12":
+        (tmp_path / threads).mkdir()
+    flags = (*OPTIONS, "--set")
+    with Mesh(tmp_path / "1", *flags, "shard.num_threads=1") as mesh:
+        alone = answers(mesh)
+        assert num_helped(mesh) == 0
+    busy = busy_processes(os.cpu_count() or 2)
+    with Mesh(tmp_path / "2", *flags, "shard.num_threads=2") as mesh, busy:
+        for _ in range(20):
+            assert answers(mesh) == alone
+            if num_helped(mesh) > 0:
+                return
+    pytest.fail("no thread was ever late, or nobody helped")
