@@ -74,7 +74,7 @@ class Client:
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(sock_read=600),
+            timeout=aiohttp.ClientTimeout(sock_connect=600, sock_read=600),
             headers=self._headers,
         )
         return self

@@ -14,9 +14,9 @@ import torch
 from services.shard.kernels.compiling import prepare
 
 # The first wrong access or undefined operation ends the process.
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
-# Threads can be made late, as a test does.
-FLAGS += ("-DINFERMESH_LATE",)
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
+# A test makes threads late.
+FLAGS = (*SANITIZERS, "-DINFERMESH_LATE")
 TAKEN_APART = ("-DINFERMESH_WIDE", "-Wno-psabi")
 
 

@@ -137,7 +137,8 @@ void write_panel(const Product& product, int64_t first_row, int64_t num_rows, in
 // Sums of rows of x by a panel. Kind has kBlock, its tiles' kTallest, and for a block of columns
 // `add(product, prepared, tiles, tile, panel, block, sums)` of a tile by a panel.
 template <class Kind>
-[[gnu::noinline, gnu::flatten]] void sum_panel(const Product& product, const Tiles& tiles, int64_t panel, float* sums) {
+[[gnu::noinline, gnu::flatten]] void sum_panel(const Product& product, const Tiles& tiles,
+                                               int64_t panel, float* sums) {
   __builtin_prefetch(product.targets + panel);  // all that is read after the weights
   const float* scales = Kind::column_scales(product, panel);
   for (int v = 0; v < 2; ++v) {

@@ -4,7 +4,8 @@
 // the other processes of a mesh do, holds up all others. Here a loop is over when its shares are
 // done, whoever did them: a thread with nothing left to do computes what another has begun and not
 // finished, and whichever of them is first writes it down. A late thread finds that out when it
-// wants to write, and catches up by passing the loops that are over.
+// wants to write, and catches up by passing the loops that are over. (`each`, for what is small or
+// changes what it reads, waits.)
 //
 // What a late thread reads may be overwritten meanwhile, and what it makes of that is thrown away.
 // So memory that shares read must be there until `in_team` ends, where all are waited for; and how
@@ -200,7 +201,7 @@ inline int64_t team_size() {
   return member == nullptr ? 1 : member->team_size;
 }
 
-// work(i) for i below count, by whichever thread has time.
+// work(i) for i below count, by whichever thread has time; a late one is waited for.
 template <typename Work>
 void each(int64_t count, const Work& work) {
   if (Member* member = Member::current()) return member->each(count, work);

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from services.shard.attention import ScoreRules
-from services.shard.kernels.layers import LayerParts, LayersKernel, Norm, Room
+from services.shard.kernels.layers import LayersKernel, Room
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedRows
 from services.shard.kernels.products import Packer
 from services.shard.kv_pool import KvPool, KvShape
+from tests.random_layers import LayerSize, random_layer
 
 WIDTH, HEADS, KV_HEADS, DIM, HIDDEN = 24, 6, 2, 20, 40
 NUM_TOKENS, BLOCK = 5, 4
@@ -19,32 +19,8 @@ NUM_TOKENS, BLOCK = 5, 4
 
 @pytest.fixture
 def layer(kernels: Library) -> LayersKernel:
-    draw = torch.Generator().manual_seed(1)
-
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=draw) * columns**-0.5
-
-    def norm() -> Norm:
-        return Norm(1 + 0.1 * torch.randn(WIDTH, generator=draw), 1e-5, 0.0)
-
-    packer = Packer(kernels)
-    parts = LayerParts(
-        norms=(norm(), None, norm(), None),
-        head_norms=None,
-        norm_whole=False,
-        qkv=packer.pack([matrix(heads * DIM, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]),
-        out=packer.pack([matrix(WIDTH, HEADS * DIM)]),
-        both=packer.pack([matrix(HIDDEN, WIDTH) for _ in range(2)]),
-        down=packer.pack([matrix(WIDTH, HIDDEN)]),
-        order=(0, 1, 2),
-        head_dim=DIM,
-        neighbours=False,
-        score_rules=ScoreRules(DIM**-0.5),
-        window=None,
-        activation="silu",
-        gate_first=True,
-        multiplier=1.0,
-    )
+    size = LayerSize(WIDTH, HEADS, KV_HEADS, DIM, HIDDEN)
+    parts = random_layer(Packer(kernels), size, torch.Generator().manual_seed(1))
     return LayersKernel(kernels, {0: parts}, Room())
 
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from services.shard.attention import ScoreRules
-from services.shard.kernels.layers import LayerParts, LayersKernel, Norm, Room
+from services.shard.kernels.layers import LayersKernel, Room
 from services.shard.kernels.library import Library
 from services.shard.kernels.paged import PagedRows
 from services.shard.kernels.products import Packer
 from services.shard.kv_pool import KvPool, KvShape
-from services.shard.row_codes import Codes
 from tests.compiled_kernels import needs_kernels, with_late_threads
+from tests.random_layers import LayerSize, random_codes, random_layer, random_matrix
 
 pytestmark = needs_kernels
 WIDTH, HEADS, KV_HEADS, DIM, HIDDEN, BLOCK = 256, 8, 2, 32, 640, 16
@@ -50,38 +49,11 @@ def late(late_kernels: Late) -> Iterator[Late]:
 
 
 def layers(library: Library, seed: int, *, quantized: bool = False) -> LayersKernel:
-    draw = torch.Generator().manual_seed(seed)
-    packer = Packer(library)
-
-    def matrix(rows: int, columns: int) -> torch.Tensor | Codes:
-        if not quantized:
-            return torch.randn(rows, columns, generator=draw) * columns**-0.5
-        codes = torch.randint(-127, 128, (rows, columns), generator=draw, dtype=torch.int8)
-        return Codes(codes, torch.full((rows, 1), columns**-0.5 / 127))
-
-    def norm() -> Norm:
-        return Norm(1 + 0.1 * torch.randn(WIDTH, generator=draw), 1e-5, 0.0)
-
-    def layer() -> LayerParts:
-        return LayerParts(
-            norms=(norm(), None, norm(), None),
-            head_norms=None,
-            norm_whole=False,
-            qkv=packer.pack([matrix(heads * DIM, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]),
-            out=packer.pack([matrix(WIDTH, HEADS * DIM)]),
-            both=packer.pack([matrix(HIDDEN, WIDTH) for _ in range(2)]),
-            down=packer.pack([matrix(WIDTH, HIDDEN)]),
-            order=(0, 1, 2),
-            head_dim=DIM,
-            neighbours=False,
-            score_rules=ScoreRules(DIM**-0.5),
-            window=None,
-            activation="silu",
-            gate_first=True,
-            multiplier=1.0,
-        )
-
-    return LayersKernel(library, {number: layer() for number in range(LAYERS)}, Room())
+    draw, packer = torch.Generator().manual_seed(seed), Packer(library)
+    matrix = random_codes if quantized else random_matrix
+    size = LayerSize(WIDTH, HEADS, KV_HEADS, DIM, HIDDEN)
+    parts = {number: random_layer(packer, size, draw, matrix) for number in range(LAYERS)}
+    return LayersKernel(library, parts, Room())
 
 
 class Batch:
