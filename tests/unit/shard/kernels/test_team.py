@@ -121,20 +121,25 @@ def test_late_threads_change_no_bit(
 
 @pytest.mark.parametrize("member", [0, 1])
 def test_nobody_waits_for_a_thread_that_is_late(late: Late, member: int) -> None:
-    """The one that asked is no exception."""
-    late_us = 3000
+    """The one that asked is no exception. Whoever gets no core in time is not late with anything,
+    so on a busy machine it takes several runs."""
+    late_us = 10_000
     kernel = layers(late.library, seed=3)
-    batch = Batch(random.Random(3), rows=4, most_tokens=1, most_before=60)
+    batch = Batch(random.Random(3), rows=4, most_tokens=96, most_before=60)
     torch.set_num_threads(2)
     late.make(member, COMPUTED, late_us, 1)
-    taken = []
-    for _ in range(7):
+    loops = 5 * LAYERS  # at least: four products and the attention
+    waited_s = loops * late_us * 1e-6
+    taken_s = []
+    for _ in range(30):
         before, start_s = late.library.num_helped(), time.perf_counter()
         batch.through(kernel)
-        taken.append(time.perf_counter() - start_s)
-        assert late.library.num_helped() > before
-    loops = 5 * LAYERS  # four products and the attention
-    assert min(taken) < loops * late_us * 1e-6 / 3
+        if late.library.num_helped() > before:
+            taken_s.append(time.perf_counter() - start_s)
+        if len(taken_s) >= 3 and min(taken_s) < waited_s / 3:
+            break
+    assert len(taken_s) >= 3
+    assert min(taken_s) < waited_s / 3
 
 
 def test_a_thread_that_is_about_to_write_is_waited_for(late: Late) -> None:
