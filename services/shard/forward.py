@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from infermesh.telemetry import metrics
 from services.shard.attention import ScoreRules, attend
 from services.shard.attention_plan import AttentionLayout
 from services.shard.batch import Batch, padded
 from services.shard.kernels.library import Library
-from services.shard.kernels.paged import DTYPES, PagedAttention, PagedRows
+from services.shard.kernels.paged import DTYPES, NeededTokens, PagedAttention, PagedRows
 from services.shard.kv_pool import KvPool
 from services.shard.rope import PerSequenceRope
 from services.shard.scratch import Scratch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:  # it is found by passes with what is here
     from services.shard.surgery.shortcut import Shortcut
 
 ATTENTION_NAME = "infermesh_paged"
+_unneeded_tokens = metrics.counter(
+    "shard_unneeded_states_total",
+    "Tokens of prompts of which the last layer computed K and V alone.",
+)
 
 # (q, k_pool, v_pool, rules, sliding window) → mixed values; see attention.attend
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ScoreRules, int | None], torch.Tensor]
@@ -44,6 +49,8 @@ class PagedContext:
     kernels: PagedAttention | None = None
     # Where there are kernels: the step's rows as they read them.
     rows: PagedRows | None = None
+    # Where not all tokens are; with a shortcut alone.
+    needed: NeededTokens | None = None
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """K and V [num_tokens, num_kv_heads, head_dim] of the step's tokens go into the pool."""
@@ -141,7 +148,10 @@ class ForwardPass:
         if self._kernels is not None:
             rows = PagedRows.of(batch.block_tables, batch.query_lens, batch.context_lens)
         attend = self._attend(batch, rows)
-        paged = PagedContext(self._pool, attend, token_slots, self._kernels, rows)
+        needed = None if self._shortcut is None else _needed(batch)
+        if needed is not None:
+            _unneeded_tokens.inc(len(batch.token_ids) - len(needed.tokens))
+        paged = PagedContext(self._pool, attend, token_slots, self._kernels, rows, needed)
         ids, positions = packed[0:1], packed[1:2]
         if self._shortcut is not None:
             self._states = states = self._shortcut.states(ids, positions, paged)
@@ -202,3 +212,13 @@ class ForwardPass:
         return lambda q, keys, values, rules, window: attend(
             q, keys, values, layout, rules, window, scratch
         )
+
+
+def _needed(batch: Batch) -> NeededTokens | None:
+    """Those that are sampled behind."""
+    if len(batch.logit_indices) == len(batch.token_ids):
+        return None
+    sampled = list(batch.sampled)
+    tables, contexts = batch.block_tables[sampled], batch.context_lens[sampled]
+    rows = PagedRows.of(tables, np.ones(len(sampled), dtype=np.int64), contexts)
+    return NeededTokens(batch.logit_indices, rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.compiled_kernels import needs_kernels
-from tests.e2e.few_questions import answers
+from tests.e2e.few_questions import QUESTIONS, answers
 from tests.e2e.mesh_process import Mesh
 
 pytestmark = needs_kernels
@@ -38,6 +38,9 @@ def test_a_mesh_runs_on_kernels_or_without_and_answers_the_same(
         assert num_modules(mesh, "stacked") == num_layers
         assert num_modules(mesh, "shortcut") == 1
         fast = answers(mesh)
+        computed = mesh.metric("scheduler-0", "prompt_tokens_computed_total")
+        unneeded = mesh.metric("shard-0", "shard_unneeded_states_total")
+        assert unneeded == computed - len(QUESTIONS) > 0  # all but each prompt's last
     monkeypatch.setenv("INFERMESH_SHARD__KERNELS", "off")
     with Mesh(tmp_path / "off", *OPTIONS) as mesh:
         with pytest.raises(AssertionError, match="exports no"):

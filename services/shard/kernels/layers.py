@@ -13,7 +13,7 @@ import torch
 from services.shard.attention import ScoreRules
 from services.shard.kernels.elementwise import GATES
 from services.shard.kernels.library import Library
-from services.shard.kernels.paged import PagedRows
+from services.shard.kernels.paged import NeededTokens, PagedRows
 from services.shard.kernels.products import PackedMatrix, Product
 from services.shard.kv_pool import KvPool
 
@@ -52,6 +52,13 @@ class _Step(ctypes.Structure):
         *((name, _INT) for name in ("table_stride", "num_rows", "block_size")),
         *((name, _INT) for name in ("num_tokens", "cos_stride", "pairs")),
         ("num_threads", _FLAG),
+    )
+
+
+class _Needed(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("tokens", *_TABLES[:3], "states")),
+        *((name, _INT) for name in ("count", "table_stride")),
     )
 
 
@@ -120,7 +127,7 @@ class LayersKernel:
     """
 
     def __init__(self, library: Library, layers: Mapping[int, LayerParts], room: Room) -> None:
-        self._call = library.function("layers", *(_POINTER,) * 2, _INT, *(_POINTER,) * 2)
+        self._call = library.function("layers", *(_POINTER,) * 2, _INT, *(_POINTER,) * 3)
         self._library, self._room = library, room
         self._numbers, self._parts = list(layers), list(layers.values())
         # what the addresses below belong to
@@ -141,17 +148,22 @@ class LayersKernel:
         pool: KvPool,
         rows: PagedRows,
         token_slots: torch.Tensor,
+        needed: NeededTokens | None = None,
     ) -> torch.Tensor:
         """[tokens, width] → the same.
 
         Args:
             tables: of each layer cos and sin, float32 [tokens, pairs], rows contiguous.
             token_slots: int64 [tokens]: where each token's K and V go.
+            needed: None: all. Of others the last layer computes K and V alone; they come out as
+                they went into it, or with a NaN where their K or V is no finite number.
         """
         if pool is not self._pool:
             self._take(pool)
         num_tokens, width = x.shape
-        added, *room = self._room.take(self._sizes(num_tokens, width))
+        num_needed = 0 if needed is None else len(needed.tokens)
+        sizes = self._sizes(num_tokens, width)
+        added, kept, *room = self._room.take([sizes[0], num_needed * width, *sizes[1:]])
         block_tables, table_stride, query_lens, context_lens, num_rows = rows.arguments
         step = _Step(
             block_tables,
@@ -172,7 +184,8 @@ class LayersKernel:
         addresses = [ctypes.addressof(steps[id(pair)]) for pair in tables]
         each = (_POINTER * len(addresses))(*addresses)
         out = x.clone(memory_format=torch.contiguous_format)
-        self._call(self._layers, each, len(addresses), out.data_ptr(), added)
+        last = None if needed is None else ctypes.byref(_describe_needed(needed, kept))
+        self._call(self._layers, each, len(addresses), last, out.data_ptr(), added)
         return out
 
     def _take(self, pool: KvPool) -> None:
@@ -205,6 +218,12 @@ def _with_tables(step: _Step, cos: torch.Tensor, sin: torch.Tensor) -> _Step:
     own.cos, own.sin = cos.data_ptr(), sin.data_ptr()
     own.cos_stride, own.pairs = cos.stride(0), cos.shape[1]
     return own
+
+
+def _describe_needed(needed: NeededTokens, room: int) -> _Needed:
+    tables, table_stride, query_lens, context_lens, count = needed.rows.arguments
+    tokens = needed.tokens.ctypes.data
+    return _Needed(tokens, tables, query_lens, context_lens, room, count, table_stride)
 
 
 def _describe(library: Library, parts: LayerParts, sinks: torch.Tensor | None) -> _Layer:

@@ -60,6 +60,19 @@ class PagedRows:
         return cls(tables, queries, contexts, arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class NeededTokens:
+    """Tokens of a step, ascending, whose states are asked for behind the model's last layer.
+
+    Attributes:
+        tokens: int64 [count], places among the packed ones.
+        rows: a row for each: its sequence, up to it.
+    """
+
+    tokens: Ints
+    rows: PagedRows
+
+
 class PagedAttention:
     """The kernels for pools of one type."""
 

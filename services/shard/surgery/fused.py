@@ -216,7 +216,8 @@ class Stack:
         return self._run(states, [self._one_per_pair(tables)] * len(self._numbers), paged)
 
     def _run(self, states: torch.Tensor, tables: Sequence[Tables], paged: Any) -> torch.Tensor:
-        return self._kernel.run(states[0], tables, paged.pool, paged.rows, paged.token_slots)[None]
+        step = (paged.pool, paged.rows, paged.token_slots, paged.needed)
+        return self._kernel.run(states[0], tables, *step)[None]
 
     def _one_per_pair(self, tables: Tables) -> Tables:
         cos, sin = (_one_per_pair(table[0], self._neighbours).contiguous() for table in tables)

@@ -102,29 +102,33 @@ void multiply(const Matrix& matrix, const Step& step, int64_t num_rows, const fl
   matrix.multiply(&product);
 }
 
-void attention(const Layer& layer, const Step& step, const float* x, float* out) {
+// Queries, keys and values of x, one matrix after another in step.projected; K and V go to the pool.
+void project(const Layer& layer, const Step& step, const float* x, float* (&parts)[3]) {
   const int64_t tokens = step.num_tokens, dim = layer.head_dim;
   multiply(layer.qkv, step, tokens, x, step.projected, 0);
-  float* states[3];
-  for (int i = 0; i < 3; ++i) states[i] = step.projected + tokens * layer.starts[i];
+  for (int i = 0; i < 3; ++i) parts[i] = step.projected + tokens * layer.starts[i];
   const Norm* norms[2] = {&layer.query_norm, &layer.key_norm};
   for (int i = 0; i < 2; ++i) {
     const int64_t heads = i == 0 ? layer.num_heads : layer.num_kv_heads;
     const int64_t width = layer.norm_whole ? heads * dim : dim;
-    normed(*norms[i], states[i], tokens * heads * dim / width, width, states[i]);
-    infermesh_rotary_float32_float32(states[i], heads, heads * dim, dim, step.cos, step.sin,
+    normed(*norms[i], parts[i], tokens * heads * dim / width, width, parts[i]);
+    infermesh_rotary_float32_float32(parts[i], heads, heads * dim, dim, step.cos, step.sin,
                                      step.cos_stride, tokens, step.pairs, layer.neighbours);
   }
   const int64_t kv_width = layer.num_kv_heads * dim;
   once([&] {
-    layer.write_kv(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim, states[1],
-                   kv_width, dim, states[2], kv_width, dim);
+    layer.write_kv(layer.keys, layer.values, step.slots, tokens, layer.num_kv_heads, dim, parts[1],
+                   kv_width, dim, parts[2], kv_width, dim);
   });
-  layer.attend(step.mixed, states[0], layer.num_heads * dim, dim, layer.keys, layer.values,
-               step.tables, step.table_stride, step.query_lens, step.context_lens, step.num_rows,
+}
+
+void attention(const Layer& layer, const Step& step, const float* query, float* out) {
+  const int64_t dim = layer.head_dim;
+  layer.attend(step.mixed, query, layer.num_heads * dim, dim, layer.keys, layer.values, step.tables,
+               step.table_stride, step.query_lens, step.context_lens, step.num_rows,
                step.block_size, layer.num_heads, layer.num_kv_heads, dim, layer.window, layer.scale,
                layer.softcap, layer.sinks);
-  multiply(layer.out, step, tokens, step.mixed, out, layer.out.num_rows);
+  multiply(layer.out, step, step.num_tokens, step.mixed, out, layer.out.num_rows);
 }
 
 // By as many tokens as a product has in hand at a time: what is between its matrices stays in the
@@ -166,11 +170,11 @@ int64_t largest_product(const Layer& layer, int64_t num_tokens) {
   return most;
 }
 
-void run(const Layer& layer, const Step& step, float* states, float* added) {
+// A layer but for what `project` does; `states` become those behind it.
+void finish(const Layer& layer, const Step& step, const float* query, float* states, float* added) {
   const int64_t tokens = step.num_tokens, width = layer.down.num_rows;
-  const float* from = normed(layer.before_attention, states, tokens, width, step.normed);
-  attention(layer, step, from, added);
-  from = normed(layer.after_attention, added, tokens, width, step.normed);
+  attention(layer, step, query, added);
+  const float* from = normed(layer.after_attention, added, tokens, width, step.normed);
   add(from, layer.multiplier, tokens * width, states);
   from = normed(layer.before_mlp, states, tokens, width, step.normed);
   mlp(layer, step, from, added);
@@ -178,15 +182,82 @@ void run(const Layer& layer, const Step& step, float* states, float* added) {
   add(from, layer.multiplier, tokens * width, states);
 }
 
+void run(const Layer& layer, const Step& step, float* states, float* added) {
+  const int64_t width = layer.down.num_rows;
+  float* parts[3];
+  project(layer, step, normed(layer.before_attention, states, step.num_tokens, width, step.normed),
+          parts);
+  finish(layer, step, parts[0], states, added);
+}
+
+// Tokens whose states behind the last layer are needed; of others it only leaves K and V.
+struct Needed {
+  const int64_t* tokens;  // ascending, among the packed ones
+  const int64_t* tables;  // a row for each
+  const int64_t* query_lens;
+  const int64_t* context_lens;
+  float* states;  // room: [count, width]
+  int64_t count, table_stride;
+};
+
+// Marks tokens whose K or V is no finite number, as attention would have: in their own states.
+void mark_broken(const Layer& layer, int64_t tokens, float* const (&parts)[3], float* states) {
+  const int64_t kv_width = layer.num_kv_heads * layer.head_dim, width = layer.down.num_rows;
+  each_part(tokens, tokens * kv_width, [&](int64_t token, int64_t end) {
+    for (; token < end; ++token) {
+      Floats sums{};
+      float rest = 0;
+      for (const float* part : {parts[1] + token * kv_width, parts[2] + token * kv_width}) {
+        int64_t i = 0;
+        for (; i + kWidth <= kv_width; i += kWidth) sums += 0.0f * load_floats(part + i);
+        for (; i < kv_width; ++i) rest += 0.0f * part[i];
+      }
+      states[token * width] += sum(sums) + rest;
+    }
+  });
+}
+
+// The last layer. Other tokens than those needed keep the states that they have.
+void run_last(const Layer& layer, const Step& step, const Needed& needed, float* states,
+              float* added) {
+  const int64_t width = layer.down.num_rows, query_width = layer.num_heads * layer.head_dim;
+  float* parts[3];
+  project(layer, step, normed(layer.before_attention, states, step.num_tokens, width, step.normed),
+          parts);
+  mark_broken(layer, step.num_tokens, parts, states);
+  if (needed.count == 0) return;
+  once([&] {  // ascending: a query moves to where one is that is not needed, or has moved
+    for (int64_t i = 0; i < needed.count; ++i) {
+      const int64_t token = needed.tokens[i];
+      std::memmove(parts[0] + i * query_width, parts[0] + token * query_width, 4 * query_width);
+      std::memcpy(needed.states + i * width, states + token * width, 4 * width);
+    }
+  });
+  Step last = step;
+  last.tables = needed.tables, last.table_stride = needed.table_stride;
+  last.query_lens = needed.query_lens, last.context_lens = needed.context_lens;
+  last.num_rows = last.num_tokens = needed.count;
+  finish(layer, last, parts[0], needed.states, added);
+  once([&] {
+    for (int64_t i = 0; i < needed.count; ++i)
+      std::memcpy(states + needed.tokens[i] * width, needed.states + i * width, 4 * width);
+  });
+}
+
 }  // namespace
 
 // One layer after another over states [tokens, width], in place. `added` is room for as much; each
-// layer has its step, as not all of a model's turn their heads by the same tables.
+// layer has its step, as not all of a model's turn their heads by the same tables. `needed` may be
+// null: all are.
 extern "C" void infermesh_layers(const Layer* layers, const Step* const* steps, int64_t count,
-                                 float* states, float* added) {
+                                 const Needed* needed, float* states, float* added) {
   const Step& step = **steps;
   const int64_t most = largest_product(*layers, step.num_tokens);
   in_team(most < kParallelProducts ? 1 : step.num_threads, [&] {
-    for (int64_t i = 0; i < count; ++i) run(layers[i], *steps[i], states, added);
+    for (int64_t i = 0; i < count; ++i)
+      if (needed != nullptr && i + 1 == count)
+        run_last(layers[i], *steps[i], *needed, states, added);
+      else
+        run(layers[i], *steps[i], states, added);
   });
 }
