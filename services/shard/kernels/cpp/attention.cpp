@@ -12,16 +12,18 @@
 namespace infermesh {
 namespace {
 
-constexpr int kHeadRows = 32;  // rows of a KV head, where query heads that share it are fewer
+// Rows of a KV head, where the query heads that share it are fewer; with few units, or with many.
+constexpr int kHeadRows = 32, kManyHeadRows = 128;
 // Where they are fewer, several heads are one unit, as many as have this many values in a block of
 // keys: their keys are neighbours in memory, and read as a stream.
 constexpr int kUnitValues = 1 << 15;
 constexpr int kUnitsPerThread = 4;  // with fewer units than that, segments are work of their own
 
-// Units of so many KV heads at most, the longest first.
+// Units of so many KV heads at most, or of so many rows of one, the longest first.
 template <typename T>
-std::vector<Unit> units_of(const Call<T>& call, int64_t most_heads) {
-  const int64_t most = std::max(1, kHeadRows / call.group());
+std::vector<Unit> units_of(const Call<T>& call, int64_t most_heads, int most_rows) {
+  int64_t most = std::max(1, most_rows / call.group());
+  if (most > kWidth) most -= most % kWidth;  // what they see of each other is whole vectors
   std::vector<Unit> units;
   int64_t token = 0;
   for (int64_t row = 0; row < call.num_rows; ++row) {
@@ -104,14 +106,15 @@ template <typename T>
 void attend_by_member(const Call<T>& call) {
   const int64_t threads = team_size();
   const int64_t heads = std::max(1, kUnitValues / (kBlockKeys * call.padded_dim()));
-  std::vector<Unit> units = units_of(call, heads);
+  std::vector<Unit> units = units_of(call, heads, kManyHeadRows);
   const auto few = [&] {
     return threads > 1 && static_cast<int64_t>(units.size()) < kUnitsPerThread * threads;
   };
+  if (few()) units = units_of(call, heads, kHeadRows);
   if (!few()) return run_whole(call, units);
   int64_t segments = 0;
   for (const Unit& unit : units) segments += unit.end_segment() - unit.first_segment();
-  if (segments < 2 * threads) units = units_of(call, 1);
+  if (segments < 2 * threads) units = units_of(call, 1, kHeadRows);
   run_split(call, units);
 }
 

@@ -12,10 +12,10 @@ inline Floats masked(Floats scores, int lane, int begin, int end) {
   return ((lanes >= begin) & (lanes < end)) ? scores : fill(-kInfinity);
 }
 
-// Turns a row's scores of a block into weights, of which only those of keys [begin, end) are not
-// 0, and returns by how much earlier sums fade.
-inline float weigh(float* scores, int first_vector, int end_vector, int begin, int end,
-                   float softcap, float& most, float& total) {
+// Caps and masks a row's scores of a block, of which only those of keys [begin, end) are seen.
+// Returns the largest of them and `most`.
+inline float cap(float* scores, int first_vector, int end_vector, int begin, int end, float softcap,
+                 float most) {
   Floats top = fill(most);
   for (int v = first_vector; v < end_vector; ++v) {
     const int lane = v * kWidth;
@@ -25,17 +25,29 @@ inline float weigh(float* scores, int first_vector, int end_vector, int begin, i
     store(scores + lane, score);
     top = max(top, score);
   }
-  const float now = largest(top);
+  return over_all(top, max)[0];
+}
+
+// Turns a row's scores into weights beside a score `most`, and returns their sum.
+inline float weigh(float* scores, int first_vector, int end_vector, float most) {
   Floats sums = {};
   for (int v = first_vector; v < end_vector; ++v) {
-    const Floats weight = exp(load<Floats>(scores + v * kWidth) - now);
+    const Floats weight = exp(load<Floats>(scores + v * kWidth) - most);
     store(scores + v * kWidth, weight);
     sums += weight;
   }
-  const float fade = exp(fill(most - now))[0];
-  total = total * fade + sum(sums);
-  most = now;
-  return fade;
+  return over_all(sums, [](Floats a, Floats b) { return a + b; })[0];
+}
+
+// By how much each row's earlier sums fade, from how much the largest score grew.
+inline void fade(float* grown, int rows) {
+  for (int i = 0; i < rows; i += kWidth) {
+    const int count = std::min(kWidth, rows - i);
+    float some[kWidth] = {};
+    std::copy_n(grown + i, count, some);
+    store(some, exp(load<Floats>(some)));
+    std::copy_n(some, count, grown + i);
+  }
 }
 
 template <typename T>
@@ -117,14 +129,20 @@ void add_block(const Call<T>& call, const Unit& unit, const Block<T>& block,
     const float* turned = work.turned + static_cast<int64_t>(head) * call.dim * kBlockKeys;
     score_block(work.query + row * dim, rows, dim, turned, call.dim, first, last, scores,
                 block.values, head * call.dim, block.first, block.last);
+    float *most = state.most + row, *total = state.total + row;
     for (int i = 0; i < rows; ++i) {
       const int64_t position = unit.position + i / group - block.base;
       const int64_t from = std::max<int64_t>(
           block.first, call.lowest_seen(position + block.base) - block.base);
-      fades[i] = weigh(scores + i * kBlockKeys, first, last, static_cast<int>(from),
-                       static_cast<int>(std::min<int64_t>(block.last, position + 1)), call.softcap,
-                       state.most[row + i], state.total[row + i]);
+      const float now = cap(scores + i * kBlockKeys, first, last, static_cast<int>(from),
+                            static_cast<int>(std::min<int64_t>(block.last, position + 1)),
+                            call.softcap, most[i]);
+      fades[i] = most[i] - now;
+      most[i] = now;
     }
+    fade(fades, rows);
+    for (int i = 0; i < rows; ++i)
+      total[i] = total[i] * fades[i] + weigh(scores + i * kBlockKeys, first, last, most[i]);
     mix_head(call, block, head, rows, scores, fades, work.copied, state.mixed + row * dim);
   }
 }

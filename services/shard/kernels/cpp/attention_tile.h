@@ -13,7 +13,8 @@ namespace infermesh {
 
 constexpr int kBlockKeys = 64;  // keys taken at once; blocks begin at multiples of it
 constexpr int kBlockVectors = kBlockKeys / kWidth;
-constexpr int kTileRows = 6;  // rows and vectors whose sums fit the registers of AVX2
+// Rows whose sums by two vectors fit the registers.
+constexpr int kTileRows = kWidth == 16 ? 12 : 6;
 
 // Asks for memory before it is needed.
 template <typename T>
@@ -147,15 +148,11 @@ void mix(const float* weights, const T* const* values, int begin, int end, int o
 }
 
 // Calls `work` with a constant: the number of rows, 1 to kTileRows.
-template <typename Work>
-inline void with_rows(int rows, Work work) {
-  switch (rows) {
-    case 1: return work(std::integral_constant<int, 1>());
-    case 2: return work(std::integral_constant<int, 2>());
-    case 3: return work(std::integral_constant<int, 3>());
-    case 4: return work(std::integral_constant<int, 4>());
-    case 5: return work(std::integral_constant<int, 5>());
-    default: return work(std::integral_constant<int, kTileRows>());
+template <int kRows = kTileRows, typename Work>
+void with_rows(int rows, Work work) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return work(std::integral_constant<int, kRows>());
+    with_rows<kRows - 1>(rows, work);
   }
 }
 
