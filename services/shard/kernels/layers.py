@@ -162,8 +162,7 @@ class LayersKernel:
             self._take(pool)
         num_tokens, width = x.shape
         num_needed = 0 if needed is None else len(needed.tokens)
-        sizes = self._sizes(num_tokens, width)
-        added, kept, *room = self._room.take([sizes[0], num_needed * width, *sizes[1:]])
+        kept, added, *room = self._room.take([num_needed * width, *self._sizes(num_tokens, width)])
         block_tables, table_stride, query_lens, context_lens, num_rows = rows.arguments
         step = _Step(
             block_tables,

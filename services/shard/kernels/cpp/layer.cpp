@@ -200,19 +200,20 @@ struct Needed {
   int64_t count, table_stride;
 };
 
-// Marks tokens whose K or V is no finite number, as attention would have: in their own states.
+// Tokens whose K or V is no finite number get a NaN, as attention would give them.
 void mark_broken(const Layer& layer, int64_t tokens, float* const (&parts)[3], float* states) {
   const int64_t kv_width = layer.num_kv_heads * layer.head_dim, width = layer.down.num_rows;
   each_part(tokens, tokens * kv_width, [&](int64_t token, int64_t end) {
     for (; token < end; ++token) {
-      Floats sums{};
-      float rest = 0;
+      Floats zeros{};
+      float zero = 0;
       for (const float* part : {parts[1] + token * kv_width, parts[2] + token * kv_width}) {
         int64_t i = 0;
-        for (; i + kWidth <= kv_width; i += kWidth) sums += 0.0f * load_floats(part + i);
-        for (; i < kv_width; ++i) rest += 0.0f * part[i];
+        for (; i + kWidth <= kv_width; i += kWidth) zeros += 0.0f * load_floats(part + i);
+        for (; i < kv_width; ++i) zero += 0.0f * part[i];
       }
-      states[token * width] += sum(sums) + rest;
+      zero += sum(zeros);
+      if (zero != 0) states[token * width] = zero;
     }
   });
 }
@@ -221,6 +222,7 @@ void mark_broken(const Layer& layer, int64_t tokens, float* const (&parts)[3], f
 void run_last(const Layer& layer, const Step& step, const Needed& needed, float* states,
               float* added) {
   const int64_t width = layer.down.num_rows, query_width = layer.num_heads * layer.head_dim;
+  const size_t of_states = width * sizeof(float), of_query = query_width * sizeof(float);
   float* parts[3];
   project(layer, step, normed(layer.before_attention, states, step.num_tokens, width, step.normed),
           parts);
@@ -229,8 +231,8 @@ void run_last(const Layer& layer, const Step& step, const Needed& needed, float*
   once([&] {  // ascending: a query moves to where one is that is not needed, or has moved
     for (int64_t i = 0; i < needed.count; ++i) {
       const int64_t token = needed.tokens[i];
-      std::memmove(parts[0] + i * query_width, parts[0] + token * query_width, 4 * query_width);
-      std::memcpy(needed.states + i * width, states + token * width, 4 * width);
+      std::memmove(parts[0] + i * query_width, parts[0] + token * query_width, of_query);
+      std::memcpy(needed.states + i * width, states + token * width, of_states);
     }
   });
   Step last = step;
@@ -240,7 +242,7 @@ void run_last(const Layer& layer, const Step& step, const Needed& needed, float*
   finish(layer, last, parts[0], needed.states, added);
   once([&] {
     for (int64_t i = 0; i < needed.count; ++i)
-      std::memcpy(states + needed.tokens[i] * width, needed.states + i * width, 4 * width);
+      std::memcpy(states + needed.tokens[i] * width, needed.states + i * width, of_states);
   });
 }
 
