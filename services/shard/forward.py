@@ -49,7 +49,7 @@ class PagedContext:
     kernels: PagedAttention | None = None
     # Where there are kernels: the step's rows as they read them.
     rows: PagedRows | None = None
-    # Where not all tokens are; with a shortcut alone.
+    # Where the last layer is not computed for all tokens; only a shortcut may leave that out.
     needed: NeededTokens | None = None
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:

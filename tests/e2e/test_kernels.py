@@ -50,13 +50,12 @@ def test_a_mesh_runs_on_kernels_or_without_and_answers_the_same(
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Each wants a core every millisecond, as the services of a mesh do: it sleeps to lose its own
-    and take one anew. For a minute at most."""
+    """Each wants a core every millisecond, as the services of a mesh do. For a minute at most."""
     work = """if True:
         import time
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            time.sleep(0.001)
+            time.sleep(0.001)  # waits for nothing: who wakes up takes a core from another
             for _ in range(20_000): pass
     """
     running = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(count)]

@@ -153,7 +153,7 @@ void prepare_block(const Product& product, const X* x, int height, int64_t block
       int32_t* to = fours + start / 4 * height + row;
       for (int64_t k = 0; k < count; k += 4, to += height) {
         std::memcpy(to, bytes + k, 4);
-        asm("" : "+r"(to));  // else GCC 12 scatters them, which takes several times as long
+        asm("" : "+r"(to));  // else GCC 12 scatters them, which is slower
       }
     }
 }

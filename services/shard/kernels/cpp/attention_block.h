@@ -25,7 +25,7 @@ inline float cap(float* scores, int first_vector, int end_vector, int begin, int
     store(scores + lane, score);
     top = max(top, score);
   }
-  return over_all(top, max)[0];
+  return largest(top);
 }
 
 // Turns a row's scores into weights beside a score `most`, and returns their sum.
@@ -36,7 +36,7 @@ inline float weigh(float* scores, int first_vector, int end_vector, float most) 
     store(scores + v * kWidth, weight);
     sums += weight;
   }
-  return over_all(sums, [](Floats a, Floats b) { return a + b; })[0];
+  return sum(sums);
 }
 
 // By how much each row's earlier sums fade, from how much the largest score grew.

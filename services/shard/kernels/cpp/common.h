@@ -211,23 +211,6 @@ inline float to_float(BFloat16 value) { return widen(value); }
 inline void put(float* to, float value) { *to = value; }
 inline void put(BFloat16* to, float value) { *to = narrow(value); }
 
-// In one fixed order, whatever the width: halves onto halves.
-inline float sum(Floats value) {
-  float parts[kWidth];
-  store(parts, value);
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
-}
-
-inline float largest(Floats value) {
-  float parts[kWidth];
-  store(parts, value);
-  float most = parts[0];
-  for (int i = 1; i < kWidth; ++i) most = parts[i] > most ? parts[i] : most;
-  return most;
-}
-
 // Lanes of two vectors put together; a lane of the second counts from kWidth on.
 template <typename Order, std::size_t... I>
 inline Floats pick(Floats a, Floats b, std::index_sequence<I...>) {
@@ -258,6 +241,15 @@ inline Vector over_all(Vector value, Reduce reduce) {
   } else {
     return value;
   }
+}
+
+// In one fixed order, whatever the width: halves onto halves.
+inline float sum(Floats value) {
+  return over_all(value, [](Floats a, Floats b) { return a + b; })[0];
+}
+
+inline float largest(Floats value) {
+  return over_all(value, [](Floats a, Floats b) { return a > b ? a : b; })[0];
 }
 
 }  // namespace infermesh

@@ -17,8 +17,6 @@ from tests.random_layers import LayerSize, random_layer
 
 WIDTH, HEADS, KV_HEADS, DIM, HIDDEN = 24, 6, 2, 20, 40
 NUM_TOKENS, BLOCK = 5, 4
-
-
 SIZE = LayerSize(WIDTH, HEADS, KV_HEADS, DIM, HIDDEN)
 
 
@@ -160,9 +158,7 @@ def test_a_token_that_is_not_needed_is_nan_where_its_k_or_v_is_not_finite(
     draw = torch.Generator().manual_seed(3)
     qkv = [torch.randn(size, WIDTH, generator=draw) for size in two[0].qkv.sizes]
     qkv[part][5, 0] = 1e30  # only together with such a state does it overflow
-    layer = replace(
-        two[0], norms=(None, *two[0].norms[1:]), qkv=Packer(kernels).pack(qkv), head_norms=None
-    )
+    layer = replace(two[0], norms=(None, *two[0].norms[1:]), qkv=Packer(kernels).pack(qkv))
     got = three.through(kernels, [layer], three.last_of(1, 2))[0]
     is_nan = got.isnan().any(-1)
     assert is_nan.nonzero().flatten().tolist() == [broken]
